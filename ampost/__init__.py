@@ -1,0 +1,53 @@
+"""Amortized Bayesian inference for ODE models, checked and corrected against the true model.
+
+A model is one Pyro program, and the ODE inside it is an effect; every stage is another
+interpretation of that program. Names are loaded on first use, so `import ampost` is quick.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "AmpostError": "errors",
+    "between": "distributions",
+    "TruncatedNormal": "distributions",
+    "Experiments": "experiments",
+    "Doses": "experiments",
+    "Design": "design",
+    "read_table": "tables",
+    "Eager": "ode.eager",
+    "odeint": "program",
+    "observe": "program",
+    "answering": "program",
+    "recording": "program",
+    "Model": "model",
+    "Estimator": "estimator",
+    "infer": "inference",
+    "train": "inference",
+    "Budget": "inference",
+    "Settings": "inference",
+    "summary": "results",
+    "Verdict": "results",
+    "nuts": "baselines",
+    "fit": "baselines",
+    "calibrate": "calibration",
+    "compare": "comparison",
+}
+
+__all__ = ["__version__", *_HOMES]
+
+
+def __getattr__(name: str) -> object:
+    if name in _HOMES:
+        value = getattr(import_module(f"ampost.{_HOMES[name]}"), name)
+        globals()[name] = value
+        return value
+    if name in {"zoo", "plots", "baselines"}:
+        return import_module(f"ampost.{name}")
+    raise AttributeError(f"module 'ampost' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES, "zoo", "plots"])

@@ -1,0 +1,105 @@
+"""One file format: named tensors (safetensors) and a JSON header, atomic, versioned, checksummed.
+
+Nothing is executed on loading: no pickle. The checksum covers the header and every tensor.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ampost.errors import FileError
+
+FORMAT_VERSION = 1
+
+
+def save(path: str | Path, kind: str, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Write `tensors` and a JSON `header` to `path`: to a temporary file first, then renamed."""
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    body = json.dumps(header, sort_keys=True)
+    metadata = {
+        "format": "ampost",
+        "version": str(FORMAT_VERSION),
+        "kind": kind,
+        "header": body,
+        "checksum": _checksum(body, contiguous),
+    }
+    with replacing(path) as temporary:
+        save_file(contiguous, str(temporary), metadata=metadata)
+
+
+def load(path: str | Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Read what `save` wrote.
+
+    Raises:
+        FileError: no such file, not an ampost file, another kind, a newer format, or damaged.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileError(f"there is no file {str(path)!r}; give the path of a saved {kind}")
+    try:
+        with safe_open(str(path), framework="pt") as stored:
+            metadata = stored.metadata() or {}
+            tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise FileError(
+            f"{str(path)!r} cannot be read as an ampost file ({error}); it is damaged or another "
+            f"kind of file: make it again"
+        ) from error
+    if metadata.get("format") != "ampost":
+        raise FileError(f"{str(path)!r} is a safetensors file, but ampost did not write it")
+    version = int(metadata["version"])
+    if version > FORMAT_VERSION:
+        raise FileError(
+            f"{str(path)!r} has format version {version}; this ampost reads up to "
+            f"{FORMAT_VERSION}: upgrade ampost"
+        )
+    if metadata["kind"] != kind:
+        raise FileError(f"{str(path)!r} holds a {metadata['kind']}, expected a {kind}")
+    if metadata["checksum"] != _checksum(metadata["header"], tensors):
+        raise FileError(f"{str(path)!r} is damaged: its checksum does not match; make it again")
+    header: dict[str, Any] = json.loads(metadata["header"])
+    return header, tensors
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """A temporary path beside `path` that takes its place when the block ends without an error."""
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise FileError(f"the folder {str(path.parent)!r} does not exist; create it first")
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write text atomically."""
+    with replacing(path) as temporary:
+        temporary.write_text(text)
+
+
+def _checksum(header: str, tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256(header.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
