@@ -1,0 +1,143 @@
+"""What programs say (`odeint`, `observe`) and the handlers that answer the ODE effect.
+
+`odeint` puts a message of type "ode" on Pyro's stack. A handler wraps the program, as in
+`answering(proxy)(program)`; one around `MCMC(...).run()` answers nothing, because MCMC cuts outer
+handlers off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pyro
+import torch
+from pyro.distributions import TorchDistribution
+from pyro.poutine.indep_messenger import IndepMessenger
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.runtime import effectful
+from torch import Tensor
+
+from ampost.errors import ModelError, UnsupportedError
+from ampost.experiments import CENSORING, Channel, Doses, Experiments
+from ampost.ode.eager import Eager
+from ampost.ode.problem import OdeProblem, RightHandSide, Solver, Trajectory
+
+CHANNEL = "ampost_channel"
+
+
+def odeint(
+    rhs: RightHandSide,
+    initial: Mapping[str, Any],
+    parameters: Mapping[str, Any],
+    experiments: Experiments,
+    doses: Doses | None = None,
+    name: str = "trajectory",
+) -> Trajectory:
+    """Solve an ODE inside a program: states at the experiments' times as `y.S` (..., experiment, time).
+
+    Args:
+        rhs: `rhs(t, y, p)` of scalars of one trajectory, torch operations only; returns a dict
+            with one slope per state.
+        initial: one value per state, broadcast to (..., experiment, 1).
+        parameters: what `p` holds, broadcast likewise.
+        experiments: when to look, and the doses.
+        doses: in place of `experiments.doses` (delayed or scaled ones, say).
+        name: told apart where a program solves more than once.
+    """
+    if experiments.inputs and any(callable(v) for v in parameters.values()):
+        raise UnsupportedError("inputs as parameters of an ODE are not supported yet; leave them out")
+    return _ode(
+        OdeProblem(
+            name=name,
+            rhs=rhs,
+            initial=_tensors(initial, experiments),
+            parameters=_tensors(parameters, experiments),
+            experiments=experiments,
+            doses=experiments.doses if doses is None else doses,
+        )
+    )
+
+
+def _tensors(values: Mapping[str, Any], experiments: Experiments) -> dict[str, Tensor]:
+    dtype, device = experiments.times.dtype, experiments.times.device
+    return {name: torch.as_tensor(v, dtype=dtype, device=device) for name, v in values.items()}
+
+
+@effectful(type="ode")
+def _ode(problem: OdeProblem) -> Trajectory:
+    return Eager()(problem)
+
+
+class answering(Messenger):  # noqa: N801 - a handler, spelt as Pyro's are
+    """Answer every `odeint` of a program by `solver`: `answering(proxy)(program)`."""
+
+    def __init__(self, solver: Solver) -> None:
+        super().__init__()
+        self.solver = solver
+
+    def _pyro_ode(self, msg: Any) -> None:  # noqa: ANN401 - Pyro's message
+        if not msg["done"]:
+            msg["value"] = self.solver(msg["args"][0])
+            msg["done"] = True
+
+
+class recording(Messenger):  # noqa: N801
+    """Record what was asked and answered: pairs of `OdeProblem` and `Trajectory`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.solved: list[tuple[OdeProblem, Trajectory]] = []
+
+    def _pyro_post_ode(self, msg: Any) -> None:  # noqa: ANN401
+        self.solved.append((msg["args"][0], msg["value"]))
+
+
+def observe(name: str, noise: TorchDistribution, experiments: Experiments) -> Tensor | None:
+    """What channel `name` shows: `noise` has shape (..., experiment, time) or broadcasts to it.
+
+    Scored where the record holds values, drawn where it holds none, absent where the record has
+    no such channel.
+    """
+    channel = experiments.channels.get(name)
+    if channel is None:
+        return None
+    if channel.censoring is not None and bool((channel.censoring[channel.mask] != 0).any()):
+        kinds = sorted({CENSORING[int(c)] for c in channel.censoring[channel.mask].unique()} - {"none"})
+        raise UnsupportedError(
+            f"channel {name!r} has {' and '.join(kinds)}-censored values, whose likelihood is not "
+            f"supported yet; leave them out (`censoring == 'none'`) and say so"
+        )
+    over_experiments = IndepMessenger("experiments", experiments.count, dim=-2)
+    over_time = IndepMessenger("time", experiments.times.shape[-1], dim=-1)
+    shape = torch.broadcast_shapes(noise.batch_shape, channel.mask.shape)
+    wide = noise.expand(shape)
+    observed = None if channel.values is None else _inside(wide, channel)
+    with over_experiments, over_time:
+        value: Tensor = pyro.sample(
+            name, wide.mask(channel.mask), obs=observed, infer={CHANNEL: name}
+        )
+    return value
+
+
+def _inside(noise: TorchDistribution, channel: Channel) -> Tensor:
+    """The values, with a point of the noise's support where nothing was measured."""
+    assert channel.values is not None
+    return torch.where(channel.mask, channel.values, _anywhere(noise.support))
+
+
+def _anywhere(support: Any) -> float:  # noqa: ANN401 - torch's constraints are untyped
+    """A number inside the support: masked entries need one, since NaN under a mask has NaN gradient."""
+    support = getattr(support, "base_constraint", support)
+    for number in (0.5, 1.0, 0.0, 2.0, -1.0):
+        if bool(torch.as_tensor(support.check(torch.tensor(number))).all()):
+            return number
+    raise ModelError(f"no number was found inside the support {support}; use another noise")
+
+
+def is_observation(site: Mapping[str, Any]) -> bool:
+    """Whether a traced site was made by `observe`."""
+    return CHANNEL in site["infer"]
+
+
+Program = Callable[[Experiments], Any]
