@@ -99,6 +99,7 @@ def observe(name: str, noise: TorchDistribution, experiments: Experiments) -> Te
     Scored where the record holds values, drawn where it holds none, absent where the record has
     no such channel.
     """
+    _asked(name)
     channel = experiments.channels.get(name)
     if channel is None:
         return None
@@ -118,6 +119,11 @@ def observe(name: str, noise: TorchDistribution, experiments: Experiments) -> Te
             name, wide.mask(channel.mask), obs=observed, infer={CHANNEL: name}
         )
     return value
+
+
+@effectful(type="channel")
+def _asked(channel: str) -> None:
+    """Tells handlers that the program observes `channel`, also where the record lacks it."""
 
 
 def _inside(noise: TorchDistribution, channel: Channel) -> Tensor:

@@ -1,0 +1,541 @@
+"""A Pyro program as a model: its sites, its z-space, and batched prior, likelihood and simulation.
+
+z is where the prior is (close to) standard normal: at each latent site z passes through that
+site's own distribution, so priors that depend on other sites need no special case.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pyro
+import pyro.poutine
+import torch
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+
+from ampost.bijection import Standard, bijection, standardise
+from ampost.design import Design
+from ampost.errors import ExperimentError, ModelError
+from ampost.experiments import Experiments
+from ampost.ode.eager import Eager
+from ampost.ode.problem import OdeProblem, Solver, Trajectory
+from ampost.program import Program, answering, is_observation
+from ampost.seeds import derive, seeded
+
+CHUNK = 40_000
+
+
+@dataclass(frozen=True)
+class Site:
+    """One latent site: where it stands in z and how it is shaped.
+
+    `batch` is its batch shape on the model's axes (..., experiment, 1), `event` its event shape,
+    `z_event` the event shape in z (one less for a simplex).
+    """
+
+    name: str
+    batch: tuple[int, ...]
+    event: tuple[int, ...]
+    z_event: tuple[int, ...]
+    start: int
+    exact: bool
+    standard: Standard | None
+
+    @property
+    def size(self) -> int:
+        """How many coordinates of z it takes."""
+        return int(torch.Size((*self.batch, *self.z_event)).numel())
+
+    @property
+    def local(self) -> bool:
+        """Whether it has one value per experiment."""
+        return self.batch[-2] > 1
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Log densities of a batch (draw, dataset): prior and likelihood in z, the latter by channel."""
+
+    log_prior: Tensor
+    log_likelihood: Tensor
+    pointwise: Mapping[str, Tensor]
+    parameters: Mapping[str, Tensor]
+    deterministic: Mapping[str, Tensor]
+    site_log_prior: Mapping[str, Tensor]
+    failed: Tensor
+
+    @property
+    def log_joint(self) -> Tensor:
+        """Log prior + log likelihood in z; -inf where the ODE failed."""
+        return self.log_prior + self.log_likelihood
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """Draws from prior and likelihood: z (draw, z), experiments with values, and what failed."""
+
+    z: Tensor
+    parameters: Mapping[str, Tensor]
+    experiments: Experiments
+    failed: Tensor
+
+
+@dataclass(frozen=True)
+class Model:
+    """A program, the design it is meant for, units by name, and who solves its ODEs.
+
+    Raises:
+        ModelError: a discrete latent, data-dependent structure, no observation, a bare
+            `pyro.sample(obs=)`, or a plate on the time axis.
+    """
+
+    program: Program
+    design: Design
+    units: Mapping[str, str] = field(default_factory=dict)
+    solver: Solver = field(default_factory=Eager)
+    _layouts: dict[int, tuple[Site, ...]] = field(default_factory=dict, repr=False, compare=False)
+    _channels: list[str] = field(default_factory=list, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        self.sites(self.design.experiments[1])
+
+    @property
+    def name(self) -> str:
+        """The program's name."""
+        return str(getattr(self.program, "__name__", type(self.program).__name__))
+
+    @property
+    def channels(self) -> tuple[str, ...]:
+        """What the program observes."""
+        return tuple(self._channels)
+
+    def sites(self, experiments: int | None = None) -> tuple[Site, ...]:
+        """The latent sites for a number of experiments (the design's largest by default)."""
+        count = self.design.experiments[1] if experiments is None else experiments
+        if count not in self._layouts:
+            self._layouts[count] = self._trace(count)
+        return self._layouts[count]
+
+    def z_size(self, experiments: int | None = None) -> int:
+        """Number of coordinates of z."""
+        return sum(site.size for site in self.sites(experiments))
+
+    def fix(self, **values: float) -> Model:
+        """The model with latent sites held at `values`; they leave z."""
+        known = {site.name for site in self.sites()}
+        for name in values:
+            if name not in known:
+                raise ModelError(f"cannot fix {name!r}: the latent sites are {', '.join(sorted(known))}")
+        program = _Fixed(values)(self.program)
+        program.__name__ = self.name
+        return Model(program, self.design, self.units, self.solver)
+
+    def score(self, z: Tensor, data: Experiments) -> Scores:
+        """Everything about z (draw, dataset, z) under `data` ((dataset,) experiment, time).
+
+        One call for all rows, in chunks of bounded size; gradients flow to z.
+        """
+        data = data if data.batch else data.unsqueezed(1)
+        rows = max(1, CHUNK // max(1, data.batch[0] * data.count))
+        parts = [self._score(chunk, data) for chunk in z.split(rows)]
+        if len(parts) == 1:
+            return parts[0]
+        return Scores(
+            *(_cat([getattr(p, name) for p in parts]) for name in Scores.__dataclass_fields__)
+        )
+
+    def log_joint(self, z: Tensor, data: Experiments) -> Tensor:
+        """Log joint density in z, (draw, dataset): log p(data | theta) + log p(theta) + log |d theta / d z|."""
+        return self.score(z, data).log_joint
+
+    def parameters(self, z: Tensor, data: Experiments) -> dict[str, Tensor]:
+        """Parameters on the user's scale, each (draw, dataset, ...), without solving any ODE."""
+        data = data if data.batch else data.unsqueezed(1)
+        run = self._run(z, data.without_values(), solver=_idle, draw=False)
+        return run.named(self.sites(data.count))
+
+    def simulate(self, count: int, seed: int, experiments: Experiments | None = None) -> Simulation:
+        """`count` draws of parameters from the prior and of data, at `experiments` or at the design's."""
+        looks = experiments
+        if looks is None:
+            looks = self.design.draw(count, derive(seed, "design"))
+        if not looks.batch:
+            looks = looks.expand((count,))
+        return self.simulate_at(None, looks, derive(seed, "values"))
+
+    def simulate_at(
+        self, z: Tensor | None, looks: Experiments, seed: int, solver: Solver | None = None
+    ) -> Simulation:
+        """Data at `looks` (draw, experiment, time) for parameters z (draw, z), or prior draws if None.
+
+        A failed trajectory keeps its last finite state while noise is drawn, and is marked.
+        """
+        holding = Holding(self.solver if solver is None else solver)
+        looks = looks.without_values()
+        with seeded(seed):
+            given = None if z is None else z[:, None]
+            run = self._run(given, looks.map(lambda t: t[:, None]), holding, draw=True, lead=(looks.batch[0], 1))
+        sites = self.sites(looks.count)
+        values = {k: v.reshape(looks.times.shape) for k, v in run.values.items()}
+        return Simulation(
+            z=run.z_of(sites)[:, 0] if z is None else z,
+            parameters={k: v[:, 0] for k, v in run.named(sites).items()},
+            experiments=looks.with_values(values),
+            failed=holding.failed((looks.batch[0], 1))[:, 0],
+        )
+
+    def check_data(self, data: Experiments) -> None:
+        """Refuse data that the program cannot score, by channel, value and fix."""
+        for name in data.channels:
+            if name not in self._channels:
+                raise ExperimentError(
+                    f"the data hold channel {name!r}, the program observes "
+                    f"{', '.join(self._channels)}; rename the observable"
+                )
+        known = data if data.batch else data.unsqueezed(1)
+        z = torch.zeros(1, known.batch[0], self.z_size(data.count), dtype=torch.float64)
+        run = self._run(z, known, self.solver, draw=False)
+        for name, noise in run.noises.items():
+            channel = known.channels[name]
+            assert channel.values is not None
+            good = noise.support.check(torch.where(channel.mask, channel.values, torch.nan))
+            bad = (~good.reshape(channel.mask.shape) & channel.mask).nonzero()
+            if len(bad):
+                d, e, t = bad[0].tolist()
+                value, time = float(channel.values[d, e, t]), float(known.times[d, e, t])
+                names = known.names[d] if d < len(known.names) else known.names[0]
+                base = getattr(noise, "base_dist", noise)
+                raise ExperimentError(
+                    f"channel {name!r} has the value {value:g} at time {time:g} of experiment "
+                    f"{names[e] if e < len(names) else e!r}, outside the support of its noise "
+                    f"{type(base).__name__}; leave the row out, mark it as censored, or use a "
+                    f"noise that allows it"
+                )
+
+    def fingerprint(self) -> dict[str, Any]:
+        """The model's behaviour: sites, channels, log joint and parameters at fixed z, 6 digits."""
+        sites = self.sites()
+        looks = self.design.draw(1, seed=0)
+        generator = torch.Generator().manual_seed(0)
+        z = 0.5 * torch.randn(3, 1, self.z_size(), generator=generator, dtype=torch.float64)
+        data = self.simulate_at(torch.zeros(1, self.z_size(), dtype=torch.float64), looks, seed=0)
+        scores = self.score(z, data.experiments)
+        numbers = [*scores.log_joint.flatten().tolist()]
+        numbers += [float(v.sum()) for v in scores.parameters.values()]
+        return {
+            "sites": [[s.name, list(s.batch), list(s.event)] for s in sites],
+            "channels": list(self._channels),
+            "behaviour": [f"{number:.5e}" for number in numbers],
+        }
+
+    def _score(self, z: Tensor, data: Experiments) -> Scores:
+        holding = Holding(self.solver, hold=False)
+        run = self._run(z, data, holding, draw=False)
+        lead = tuple(z.shape[:-1])
+        likelihood = torch.zeros(lead, dtype=z.dtype)
+        for value in run.log_likelihood.values():
+            likelihood = likelihood + _total(value, lead, run.depth)
+        failed = holding.failed(lead) | torch.isnan(likelihood.detach())
+        return Scores(
+            log_prior=run.total_log_prior,
+            log_likelihood=torch.where(failed, -torch.inf, likelihood),
+            pointwise={k: v.expand(*lead, *v.shape[2:]) for k, v in run.log_likelihood.items()},
+            parameters=run.named(self.sites(data.count)),
+            deterministic=run.deterministic,
+            site_log_prior=run.site_log_prior,
+            failed=failed,
+        )
+
+    def _run(
+        self,
+        z: Tensor | None,
+        data: Experiments,
+        solver: Solver,
+        draw: bool,
+        lead: tuple[int, ...] | None = None,
+    ) -> _Pass:
+        """One pass over the program; z (draw, dataset, z), data (dataset | draw and 1, ...)."""
+        sites = self.sites(data.count)
+        depth = max(len(s.batch) for s in sites) if sites else 2
+        if len(data.batch) == 1:
+            data = data.unsqueezed(1)
+        if depth > 2:
+            gap = (1,) * (depth - 2)
+            data = data.map(lambda t: t.reshape(*t.shape[:2], *gap, *t.shape[2:]))
+        shape = tuple(z.shape[:-1]) if lead is None and z is not None else lead
+        assert shape is not None
+        run = _Pass(sites, z, shape, depth, draw)
+        with _double(), run, answering(solver):
+            self.program(data)
+        return run
+
+    def _trace(self, count: int) -> tuple[Site, ...]:
+        design = replace(self.design, experiments=(count, count))
+        template = design.draw(1, seed=0).at(0)
+        first = self._sites_of(template, seed=1)
+        second = self._sites_of(template, seed=2)
+        if [s[0] for s in first] != [s[0] for s in second]:
+            differ = {s[0] for s in first} ^ {s[0] for s in second}
+            raise ModelError(
+                f"the program's sites change from run to run ({', '.join(sorted(differ)) or 'order'}"
+                f"): ampost needs the same latent sites whatever their values"
+            )
+        sites: list[Site] = []
+        start = 0
+        depth = max([2, *(len(s[1].batch_shape) for s in first)])
+        draws = None
+        for name, fn in first:
+            batch = (1,) * (depth - len(fn.batch_shape)) + tuple(fn.batch_shape)
+            shaped = bijection(fn)
+            standard = None
+            if not shaped.exact:
+                draws = self._prior_draws(template) if draws is None else draws
+                standard = standardise(fn, draws[name])
+            site = Site(
+                name, batch, tuple(fn.event_shape), tuple(shaped.z_shape()), start, shaped.exact, standard
+            )
+            sites.append(site)
+            start += site.size
+        return tuple(sites)
+
+    def _sites_of(self, template: Experiments, seed: int) -> list[tuple[str, Any]]:
+        """Latent sites of one plain run, after refusing what cannot be a model."""
+        asked = _Asked()
+        with _double(), seeded(seed), asked, answering(self.solver):
+            trace = pyro.poutine.trace(self.program).get_trace(template)
+        latents = []
+        for name, site in trace.nodes.items():
+            if site["type"] != "sample" or site["infer"].get("_deterministic"):
+                continue
+            if type(site["fn"]).__name__ == "_Subsample" or is_observation(site):
+                continue
+            if site["is_observed"]:
+                raise ModelError(
+                    f"site {name!r} is a bare pyro.sample(obs=...); use ampost.observe({name!r}, "
+                    f"noise, experiments), so that simulation, masks and scoring agree"
+                )
+            fn = site["fn"]
+            if getattr(fn.support, "is_discrete", False):
+                raise ModelError(
+                    f"latent site {name!r} is discrete ({type(fn).__name__}); sum it out of the "
+                    f"likelihood or make it continuous"
+                )
+            if len(fn.batch_shape) and fn.batch_shape[-1] != 1:
+                raise ModelError(
+                    f"latent site {name!r} has batch shape {tuple(fn.batch_shape)}: its last axis "
+                    f"is time; use `with experiments.plate():` for a value per experiment, and "
+                    f"dim=-3 or further left for plates of your own"
+                )
+            latents.append((name, fn))
+        if not asked.channels:
+            raise ModelError(
+                f"the program {self.name!r} observes nothing; add ampost.observe(channel, noise, experiments)"
+            )
+        if not latents:
+            raise ModelError(f"the program {self.name!r} has no latent site: there is nothing to infer")
+        self._channels[:] = asked.channels
+        return latents
+
+    def _prior_draws(self, template: Experiments) -> dict[str, Tensor]:
+        run = _Prior()
+        values: dict[str, list[Tensor]] = {}
+        with _double(), seeded(0):
+            for _ in range(500):
+                with run, answering(_idle):
+                    self.program(template)
+                for name, value in run.values.items():
+                    values.setdefault(name, []).append(value)
+        return {name: torch.stack(v) for name, v in values.items()}
+
+
+class Holding:
+    """A solver that remembers which rows failed and, if asked, holds their last finite state."""
+
+    def __init__(self, solver: Solver, hold: bool = True) -> None:
+        self.solver, self.hold = solver, hold
+        self.statuses: list[Tensor] = []
+
+    def __call__(self, problem: OdeProblem) -> Trajectory:
+        trajectory = self.solver(problem)
+        self.statuses.append(trajectory.status)
+        return replace(trajectory, states=held(trajectory.states)) if self.hold else trajectory
+
+    def failed(self, lead: tuple[int, ...]) -> Tensor:
+        """Rows (*lead) with any failure."""
+        failed = torch.zeros(lead, dtype=torch.bool)
+        for status in self.statuses:
+            bad = status != 0
+            bad = bad.expand(torch.broadcast_shapes(bad.shape, (*lead, *(1,) * (bad.dim() - len(lead)))))
+            failed |= bad.flatten(len(lead)).any(-1) if bad.dim() > len(lead) else bad
+        return failed
+
+
+def held(states: Tensor) -> Tensor:
+    """States (..., time, state) with every non-finite entry replaced by the last finite one (or 0)."""
+    good = torch.isfinite(states)
+    if bool(good.all()):
+        return states
+    place = torch.arange(states.shape[-2])[:, None].expand_as(states)
+    last = torch.where(good, place, 0).cummax(-2).values
+    return torch.nan_to_num(states.gather(-2, last), nan=0.0, posinf=0.0, neginf=0.0)
+
+
+def _idle(problem: OdeProblem) -> Trajectory:
+    """Answers an ODE without solving it: the initial state throughout. For what needs no trajectory."""
+    shape = torch.broadcast_shapes(
+        problem.experiments.times.shape, *(v.shape for v in problem.initial.values())
+    )
+    states = torch.stack([v.expand(shape) for v in problem.initial.values()], -1)
+    status = torch.zeros(shape[:-1], dtype=torch.long)
+    return Trajectory(problem.experiments.times, states, status, tuple(problem.initial))
+
+
+class _Pass(Messenger):
+    """One pass: latents set from z or drawn from the prior, channels scored or drawn."""
+
+    def __init__(
+        self, sites: tuple[Site, ...], z: Tensor | None, lead: tuple[int, ...], depth: int, draw: bool
+    ) -> None:
+        super().__init__()
+        self.sites = {site.name: site for site in sites}
+        self.z, self.lead, self.depth, self.draw = z, lead, depth, draw
+        self.z_parts: dict[str, Tensor] = {}
+        self.theta: dict[str, Tensor] = {}
+        self.site_log_prior: dict[str, Tensor] = {}
+        self.total_log_prior = torch.zeros(lead, dtype=torch.float64)
+        self.log_likelihood: dict[str, Tensor] = {}
+        self.values: dict[str, Tensor] = {}
+        self.noises: dict[str, Any] = {}
+        self.deterministic: dict[str, Tensor] = {}
+
+    def _pyro_sample(self, msg: Any) -> None:  # noqa: ANN401 - Pyro's message
+        if msg["done"] or type(msg["fn"]).__name__ == "_Subsample":
+            return
+        if msg["infer"].get("_deterministic"):
+            self.deterministic[msg["name"]] = msg["value"]
+        elif is_observation(msg):
+            self._observation(msg)
+        elif msg["name"] in self.sites:
+            self._latent(msg, self.sites[msg["name"]])
+        else:
+            raise ModelError(f"site {msg['name']!r} was not there when the program was traced")
+        msg["done"] = True
+
+    def _latent(self, msg: Any, site: Site) -> None:  # noqa: ANN401
+        fn = msg["fn"]
+        map_ = bijection(fn, site.standard)
+        shape = (*self.lead, *site.batch)
+        if self.z is not None:
+            z = self.z[..., site.start : site.start + site.size].reshape(*shape, *site.z_event)
+            theta = map_.forward(z)
+        elif site.exact:
+            z = torch.randn(*shape, *site.z_event)
+            theta = map_.forward(z)
+        else:
+            theta = fn.expand(torch.Size(shape)).sample()
+            z = map_.inverse(theta)
+        self.z_parts[site.name] = z
+        self.theta[site.name] = theta
+        if not self.draw:
+            log_prior = _total(map_.log_prior(z, theta), self.lead, self.depth)
+            self.total_log_prior = self.total_log_prior + log_prior
+            self.site_log_prior[site.name] = _total(fn.log_prob(theta), self.lead, self.depth)
+        msg["value"] = theta
+
+    def _observation(self, msg: Any) -> None:  # noqa: ANN401
+        if msg["is_observed"]:
+            self.noises[msg["name"]] = msg["fn"]
+            self.log_likelihood[msg["name"]] = msg["fn"].log_prob(msg["value"])
+            return
+        fn = msg["fn"]
+        if self.draw:
+            shape = torch.broadcast_shapes(fn.batch_shape, (*self.lead, *(1,) * self.depth))
+            msg["value"] = fn.expand(shape).sample()
+            self.values[msg["name"]] = msg["value"]
+        else:
+            msg["value"] = torch.zeros(fn.batch_shape)
+
+    def z_of(self, sites: tuple[Site, ...]) -> Tensor:
+        """The z that was used, (*lead, z)."""
+        parts = [self.z_parts[s.name].reshape(*self.lead, -1) for s in sites]
+        return torch.cat(parts, -1)
+
+    def named(self, sites: tuple[Site, ...]) -> dict[str, Tensor]:
+        """Parameters as (*lead, ...): axes of size 1 of the batch dropped."""
+        out = {}
+        for site in sites:
+            kept = [n for n in site.batch if n > 1]
+            full = self.theta[site.name].expand(*self.lead, *site.batch, *site.event)
+            out[site.name] = full.reshape(*self.lead, *kept, *site.event)
+        return out
+
+
+class _Prior(Messenger):
+    """Latents drawn as the program says, channels not drawn at all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.values: dict[str, Tensor] = {}
+
+    def _pyro_sample(self, msg: Any) -> None:  # noqa: ANN401
+        if is_observation(msg) and not msg["is_observed"]:
+            msg["value"], msg["done"] = torch.zeros(msg["fn"].batch_shape), True
+
+    def _pyro_post_sample(self, msg: Any) -> None:  # noqa: ANN401
+        if not is_observation(msg) and not msg["is_observed"]:
+            self.values[msg["name"]] = msg["value"]
+
+
+class _Asked(Messenger):
+    """Which channels the program observes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.channels: list[str] = []
+
+    def _pyro_channel(self, msg: Any) -> None:  # noqa: ANN401
+        if msg["args"][0] not in self.channels:
+            self.channels.append(msg["args"][0])
+
+
+class _Fixed(Messenger):
+    """Latent sites held at given values and hidden from every other handler."""
+
+    def __init__(self, values: Mapping[str, float]) -> None:
+        super().__init__()
+        self.fixed = values
+
+    def _pyro_sample(self, msg: Any) -> None:  # noqa: ANN401
+        if msg["name"] in self.fixed:
+            msg["value"] = torch.as_tensor(self.fixed[msg["name"]], dtype=torch.float64)
+            msg["done"] = msg["stop"] = True
+
+
+def _total(value: Tensor, lead: tuple[int, ...], depth: int) -> Tensor:
+    """`value` (broadcasting to (*lead, ...depth)) summed over the model's own axes."""
+    full = value.expand(torch.broadcast_shapes(value.shape, (*lead, *(1,) * depth)))
+    return full.flatten(len(lead)).sum(-1)
+
+
+def _cat(parts: list[Any]) -> Any:  # noqa: ANN401 - tensors or dicts of them
+    if isinstance(parts[0], Tensor):
+        return torch.cat(parts)
+    return {key: torch.cat([p[key] for p in parts]) for key in parts[0]}
+
+
+@contextmanager
+def _double() -> Iterator[None]:
+    """float64 and no argument checks, as MCMC runs programs; both restored."""
+    dtype = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with pyro.validation_enabled(False):
+            yield
+    finally:
+        torch.set_default_dtype(dtype)
+
+
