@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ampost.errors import DesignError, UnsupportedError
 from ampost.experiments import Channel, Doses, Experiments, no_doses
-from ampost.seeds import seeded
+from ampost.seeds import derive, seeded
 
 Range = tuple[float, float]
 
@@ -139,7 +139,7 @@ class Design:
             anything = torch.stack(list(masks.values())).any(0)
             last = torch.where(anything, times, -torch.inf).amax(-1, keepdim=True)
             times = torch.where(anything, times, torch.where(torch.isfinite(last), last, self.start))
-            order = torch.sort(torch.where(anything, times, torch.inf), -1, stable=True).indices
+            order = torch.sort(torch.where(anything, times, torch.inf), dim=-1, stable=True).indices
             return replace(
                 protocols,
                 times=times.gather(-1, order),
@@ -149,8 +149,6 @@ class Design:
 
     def draw(self, count: int, seed: int) -> Experiments:
         """Both halves: `count` sets of experiments to look at, (draw, experiment, time)."""
-        from ampost.seeds import derive
-
         return self.draw_looks(self.draw_protocols(count, derive(seed, "protocols")), derive(seed, "looks"))
 
     def outside(self, data: Experiments) -> list[str]:

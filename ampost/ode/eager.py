@@ -138,6 +138,7 @@ class _Run:
         count = rows.times.shape[0]
         self.status = torch.zeros(count, dtype=torch.long, device=rows.times.device)
         self.pending = torch.ones_like(rows.after_dose)
+        self.everyone = torch.arange(count, device=rows.times.device)
         self.last = rows.times.max(1).values
         self.out_index: list[Tensor] = []
         self.out_value: list[Tensor] = []
@@ -145,10 +146,13 @@ class _Run:
         self.differentiable = torch.is_grad_enabled() and any(t.requires_grad for t in inputs)
 
     def slopes(self, time: Tensor, state: Tensor, row: Tensor, infusion: Tensor) -> Tensor:
-        whole = row.numel() == self.rows.times.shape[0]
-        parameters = self.rows.parameters
-        given = parameters if whole else {k: v[row] for k, v in parameters.items()}
-        return self._slopes(time, state, given, infusion)
+        return self._slopes(time, state, self.given(row), infusion)
+
+    def given(self, row: Tensor) -> Mapping[str, Tensor]:
+        """The parameters of `row`s, which rejected steps bring out of order."""
+        if torch.equal(row, self.everyone):
+            return self.rows.parameters
+        return {k: v[row] for k, v in self.rows.parameters.items()}
 
     def _slopes(
         self, time: Tensor, state: Tensor, given: Mapping[str, Tensor], infusion: Tensor
@@ -167,8 +171,7 @@ class _Run:
 
     def begin(self) -> _Front:
         rows = self.rows
-        count = rows.times.shape[0]
-        everyone = torch.arange(count, device=rows.times.device)
+        everyone = self.everyone
         time = torch.full_like(rows.times[:, 0], rows.start_time)
         infusion = torch.zeros_like(rows.start)
         front = _Front(
@@ -274,10 +277,7 @@ class _Run:
 
     def stages(self, front: _Front, step: Tensor) -> tuple[list[Tensor], Tensor]:
         """The seven slopes of a step and the state at its end."""
-        whole = front.row.numel() == self.rows.times.shape[0]
-        given = self.rows.parameters
-        if not whole:
-            given = {k: v[front.row] for k, v in given.items()}
+        given = self.given(front.row)
         wide = step[:, None]
         slopes = [front.slope]
         state = front.state
