@@ -1,0 +1,359 @@
+"""The amortized estimator: tokens -> DeepSet -> context -> quantile head and density over z.
+
+The density q(z | context) is built by sbi's factory from configuration alone, trained by our loop
+on -log q (neural posterior estimation: its minimiser over all q is the posterior), and handed back
+to sbi users by `to_sbi`. The one door to sbi.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor, nn
+
+from ampost import files
+from ampost.bank import Bank
+from ampost.design import Design
+from ampost.errors import EstimatorError
+from ampost.experiments import CENSORING, Experiments
+from ampost.model import Model
+from ampost.nets import DeepSet, perceptron
+from ampost.seeds import derive, seeded
+from ampost.training import FitReport, Schedule, fit
+
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Sizes of the networks; `density` is the name of a builder in sbi's `posterior_nn`."""
+
+    width: int = 96
+    context: int = 64
+    density: str = "zuko_maf"
+    transforms: int = 5
+    hidden: int = 64
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """How values become tokens: per channel whether logarithmic, shift and scale; per condition too."""
+
+    channels: tuple[str, ...]
+    logarithmic: tuple[bool, ...]
+    shift: tuple[float, ...]
+    scale: tuple[float, ...]
+    conditions: tuple[str, ...]
+    middle: tuple[float, ...]
+    half: tuple[float, ...]
+    targets: tuple[str, ...]
+    amount: float
+    horizon: float
+
+
+class _Networks(nn.Module):
+    def __init__(self, sizes: Architecture, token: int, conditions: int, z: int, local: int) -> None:
+        super().__init__()
+        self.embedding = DeepSet(token, conditions, sizes.width, sizes.context, local)
+        self.point = perceptron(sizes.context, sizes.width, z * len(QUANTILES), hidden=1)
+        self.density = _density(sizes, z)
+
+
+def _density(sizes: Architecture, z: int) -> nn.Module:
+    """sbi's density estimator over z given a context; argument checks stay as they were."""
+    checks = torch.distributions.Distribution._validate_args
+    pyro_checks = pyro.distributions.Distribution._validate_args if hasattr(
+        pyro.distributions.Distribution, "_validate_args"
+    ) else None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from sbi.neural_nets import posterior_nn
+    torch.distributions.Distribution.set_default_validate_args(checks)
+    if pyro_checks is not None:
+        pyro.distributions.Distribution._validate_args = pyro_checks
+    build = posterior_nn(
+        sizes.density,
+        z_score_theta="none",
+        z_score_x="none",
+        hidden_features=sizes.hidden,
+        num_transforms=sizes.transforms,
+        embedding_net=nn.Identity(),
+    )
+    density: nn.Module = build(torch.randn(8, z), torch.randn(8, sizes.context))
+    return density
+
+
+@dataclass(frozen=True)
+class Estimator:
+    """A trained network with what it needs to read data: scaling, design, fingerprint, report.
+
+    It carries no program: loading runs no code.
+    """
+
+    networks: _Networks
+    architecture: Architecture
+    scaling: Scaling
+    design: Design
+    fingerprint: Mapping[str, Any]
+    report: FitReport
+    z_size: int
+    local: int
+    solves: int
+
+    def context(self, data: Experiments) -> Tensor:
+        """The context (dataset, context) of each data set, embedded once."""
+        with torch.no_grad():
+            context: Tensor = self.networks.embedding(*tokens(data, self.scaling))
+        return context
+
+    def quantiles(self, data: Experiments) -> Tensor:
+        """Posterior quantiles `QUANTILES` of z, (dataset, z, quantile), by one pass."""
+        with torch.no_grad():
+            out: Tensor = self.networks.point(self.context(data))
+        return out.reshape(len(out), self.z_size, len(QUANTILES)).double()
+
+    def sample(self, context: Tensor, draws: int, seed: int) -> Tensor:
+        """Draws z (draw, dataset, z) from the density at `context`."""
+        with torch.no_grad(), seeded(seed):
+            density: Any = self.networks.density
+            drawn: Tensor = density.sample((draws,), condition=context)
+        return drawn.double()
+
+    def log_density(self, z: Tensor, context: Tensor) -> Tensor:
+        """log q(z | context), (draw, dataset)."""
+        density: Any = self.networks.density
+        with torch.no_grad():
+            value: Tensor = density.log_prob(z.float(), condition=context)
+        return torch.nan_to_num(value.double(), nan=-torch.inf)
+
+    def belongs_to(self, model: Model) -> None:
+        """Raise EstimatorError unless this estimator was trained for `model`'s behaviour."""
+        mine, theirs = self.fingerprint, model.fingerprint()
+        for part in ("sites", "channels", "behaviour"):
+            if mine[part] != theirs[part]:
+                raise EstimatorError(
+                    f"the estimator was trained for another model: its {part} are {mine[part]}, "
+                    f"those of {model.name!r} are {theirs[part]}; train again for this model"
+                )
+
+    def save(self, path: str | Path) -> None:
+        """Write to one file: safetensors with a JSON header, atomic, checksummed."""
+        header = {
+            "architecture": asdict(self.architecture),
+            "scaling": asdict(self.scaling),
+            "design": self.design.to_json(),
+            "fingerprint": self.fingerprint,
+            "report": asdict(self.report),
+            "z_size": self.z_size,
+            "local": self.local,
+            "solves": self.solves,
+        }
+        files.save(path, "estimator", header, self.networks.state_dict())
+
+    @classmethod
+    def load(cls, path: str | Path) -> Estimator:
+        """Read what `save` wrote."""
+        header, tensors = files.load(path, "estimator")
+        sizes = Architecture(**header["architecture"])
+        scaling = Scaling(**{k: tuple(v) if isinstance(v, list) else v for k, v in header["scaling"].items()})
+        networks = _Networks(
+            sizes, _token_size(scaling), len(scaling.conditions), header["z_size"], header["local"]
+        )
+        networks.load_state_dict(tensors)
+        networks.eval()
+        report = {k: tuple(v) if isinstance(v, list) else v for k, v in header["report"].items()}
+        return cls(
+            networks,
+            sizes,
+            scaling,
+            Design.from_json(header["design"]),
+            header["fingerprint"],
+            FitReport(**report),
+            header["z_size"],
+            header["local"],
+            header["solves"],
+        )
+
+    def to_sbi(self) -> Any:  # noqa: ANN401 - sbi's DirectPosterior
+        """sbi's posterior over z; its x is this estimator's context of a data set."""
+        from sbi.inference.posteriors import DirectPosterior
+
+        prior = torch.distributions.MultivariateNormal(torch.zeros(self.z_size), torch.eye(self.z_size))
+        return DirectPosterior(self.networks.density, prior)
+
+
+def _token_size(scaling: Scaling) -> int:
+    return len(scaling.channels) + len(scaling.targets) + 3 + 2 + len(CENSORING) + 2
+
+
+def tokens(data: Experiments, scaling: Scaling) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Tokens (dataset, experiment, token, feature), their mask, conditions and live experiments.
+
+    A token is kind and channel, time (plain, logarithmic, squared), value (plain and compressed),
+    censoring, sd; a dose is a token with its amount and duration.
+    """
+    data = data if data.batch else data.unsqueezed(1)
+    parts, masks = [], []
+    shape = data.times.shape
+    kinds = len(scaling.channels) + len(scaling.targets)
+    for k, name in enumerate(scaling.channels):
+        channel = data.channels.get(name)
+        if channel is None or channel.values is None:
+            continue
+        value = torch.where(channel.mask, channel.values, 1.0)
+        if scaling.logarithmic[k]:
+            value = value.clamp(min=1e-30).log()
+        value = ((value - scaling.shift[k]) / scaling.scale[k]).clamp(-30, 30)
+        coded = torch.zeros_like(channel.mask).long() if channel.censoring is None else channel.censoring
+        sd = torch.zeros_like(value) if channel.sd is None else channel.sd.clamp(min=1e-30).log()
+        known = torch.full_like(value, 0.0 if channel.sd is None else 1.0)
+        parts.append(_token(k, kinds, data.times, scaling, value, coded, sd, known))
+        masks.append(channel.mask)
+    doses = data.doses
+    for k, name in enumerate(scaling.targets):
+        if name not in doses.targets:
+            continue
+        mine = doses.mask & (doses.target == doses.targets.index(name))
+        amount = doses.amount / scaling.amount
+        zero = torch.zeros_like(doses.target)
+        length = doses.duration / scaling.horizon
+        parts.append(
+            _token(len(scaling.channels) + k, kinds, doses.time, scaling, amount, zero, length, zero.to(amount))
+        )
+        masks.append(mine)
+    for name in data.conditions:
+        if name not in scaling.conditions:
+            raise EstimatorError(f"condition {name!r} is not one the estimator knows: {scaling.conditions}")
+    conditions = [
+        (data[name] - scaling.middle[k]) / scaling.half[k] for k, name in enumerate(scaling.conditions)
+    ]
+    joined = torch.cat(conditions, -1) if conditions else torch.zeros(*shape[:-1], 0)
+    return torch.cat(parts, -2).float(), torch.cat(masks, -1), joined.float(), data.live
+
+
+def _token(
+    kind: int,
+    kinds: int,
+    time: Tensor,
+    scaling: Scaling,
+    value: Tensor,
+    censoring: Tensor,
+    sd: Tensor,
+    known: Tensor,
+) -> Tensor:
+    which = torch.zeros(*value.shape, kinds, dtype=value.dtype)
+    which[..., kind] = 1.0
+    t = time / scaling.horizon
+    features = [2 * t - 1, torch.log1p(50 * t) / 2 - 1, torch.sin(torch.pi * t), value, torch.asinh(3 * value)]
+    codes = torch.nn.functional.one_hot(censoring, len(CENSORING)).to(value)
+    return torch.cat([which, torch.stack(features, -1), codes, torch.stack([sd, known], -1)], -1)
+
+
+def scaling_of(model: Model, data: Experiments) -> Scaling:
+    """Shift and scale of every channel from simulated data; logarithmic where all values are positive."""
+    logarithmic, shift, scale = [], [], []
+    for name in model.channels:
+        channel = data.channels[name]
+        assert channel.values is not None
+        values = channel.values[channel.mask]
+        values = values[torch.isfinite(values)]
+        log = bool((values > 0).all())
+        values = values.log() if log else values
+        low, middle, high = values.quantile(torch.tensor([0.1, 0.5, 0.9], dtype=values.dtype)).tolist()
+        logarithmic.append(log)
+        shift.append(middle)
+        scale.append(max((high - low) / 2.5, 1e-12))
+    ranges = model.design.conditions.values()
+    amounts = [abs(a) for plan in model.design.doses for a in plan.amount]
+    return Scaling(
+        channels=tuple(model.channels),
+        logarithmic=tuple(logarithmic),
+        shift=tuple(shift),
+        scale=tuple(scale),
+        conditions=tuple(model.design.conditions),
+        middle=tuple((low + high) / 2 for low, high in ranges),
+        half=tuple(max((high - low) / 2, 1e-12) for low, high in ranges),
+        targets=tuple(dict.fromkeys(p.target for p in model.design.doses)),
+        amount=max(amounts, default=1.0) or 1.0,
+        horizon=model.design.horizon,
+    )
+
+
+def train_estimator(
+    model: Model,
+    bank: Bank,
+    schedule: Schedule,
+    seed: int,
+    architecture: Architecture | None = None,
+    batch: int = 256,
+    show: bool | None = None,
+) -> Estimator:
+    """Train on the bank, with fresh times, masks and noise in every batch.
+
+    The loss is -log q(z | context), plus the pinball loss of the quantile head, whose share in the
+    context fades to zero at 70 % of the schedule. Batch k is a function of (seed, k).
+    """
+    if len(bank) < 2 * batch:
+        raise EstimatorError(f"the bank has {len(bank)} rows, a batch needs {batch}; simulate more rows")
+    sizes = architecture or Architecture()
+    held_out = max(batch, min(2_000, len(bank) // 10))
+    shown = _batch(model, bank, torch.arange(held_out), derive(seed, "validation"))
+    scaling = scaling_of(model, shown[1])
+    local = model.design.experiments[1] if any(s.local for s in model.sites()) else 0
+    with seeded(derive(seed, "weights")):
+        networks = _Networks(sizes, _token_size(scaling), len(scaling.conditions), model.z_size(), local)
+    levels = torch.tensor(QUANTILES)
+    check_tokens = tokens(shown[1], scaling)
+
+    def batch_at(k: int) -> tuple[Tensor, tuple[Tensor, ...]]:
+        chosen = derive(seed, "rows", k)
+        generator = torch.Generator().manual_seed(chosen)
+        index = torch.randint(held_out, len(bank), (batch,), generator=generator)
+        z, looks = _batch(model, bank, index, derive(seed, "batch", k))
+        return z.float(), tokens(looks, scaling)
+
+    def loss(given: tuple[Tensor, tuple[Tensor, ...]], done: float) -> Tensor:
+        z, seen = given
+        context = networks.embedding(*seen)
+        density: Any = networks.density
+        share = max(0.0, 1.0 - done / 0.7)
+        mixed = context.detach() + share * (context - context.detach())
+        guess = networks.point(mixed).reshape(len(z), z.shape[1], len(QUANTILES))
+        missed = z[..., None] - guess
+        pinball = torch.maximum(levels * missed, (levels - 1) * missed).sum((1, 2)).mean()
+        total: Tensor = density.loss(z, context).mean() + pinball
+        return total
+
+    def validation() -> float:
+        density: Any = networks.density
+        return float(density.loss(shown[0].float(), networks.embedding(*check_tokens)).mean())
+
+    with seeded(derive(seed, "training")):
+        report = fit(networks, loss, batch_at, validation, schedule, show)
+    return Estimator(
+        networks,
+        sizes,
+        scaling,
+        model.design,
+        model.fingerprint(),
+        report,
+        model.z_size(),
+        local,
+        len(bank) + bank.failures,
+    )
+
+
+def _batch(model: Model, bank: Bank, index: Tensor, seed: int) -> tuple[Tensor, Experiments]:
+    """z and freshly observed data of the bank's rows `index`."""
+    looks = model.design.draw_looks(bank.protocols.at(index), derive(seed, "looks"))
+    z = bank.z[index]
+    drawn = model.simulate_at(z, looks, derive(seed, "noise"), solver=bank.rows(index))
+    return z, drawn.experiments
+
+
