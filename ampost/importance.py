@@ -1,0 +1,315 @@
+"""Correction: proposals, weights against the exact log joint, k-hat, and equally weighted draws.
+
+Everything carries a data-set axis: z (draw, dataset, z), weights (draw, dataset). Weights stay in
+log space. Adaptation shapes the proposal; then it is frozen and a final round of fresh draws alone
+carries every diagnostic.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ampost.axes import Latent, PerDraw
+from ampost.seeds import derive, seeded
+
+LogDensity = Callable[[Tensor], Tensor]
+Sampler = Callable[[int, int], Tensor]
+
+
+@dataclass(frozen=True)
+class Component:
+    """One part of a proposal: its share (dataset,), how to draw (count, seed) and its log density."""
+
+    name: str
+    share: Tensor
+    sample: Sampler
+    log_density: LogDensity
+
+
+@dataclass(frozen=True)
+class Draws:
+    """A final round: draws with log proposal, log joint and log weight, and what it cost."""
+
+    z: Latent
+    log_proposal: PerDraw
+    log_joint: PerDraw
+    log_weight: PerDraw
+    failures: int
+    solves: int
+
+    @property
+    def weights(self) -> Tensor:
+        """Normalised weights, (draw, dataset)."""
+        return torch.softmax(self.log_weight, 0)
+
+
+def student(mean: Tensor, factor: Tensor, degrees: float, share: Tensor) -> Component:
+    """A multivariate Student-t component per data set: mean (dataset, z), Cholesky factor of its scale."""
+    datasets, size = mean.shape
+
+    def sample(count: int, seed: int) -> Tensor:
+        with seeded(seed):
+            normal = torch.randn(count, datasets, size, dtype=torch.float64)
+            chi2 = torch.distributions.Chi2(torch.tensor(degrees, dtype=torch.float64))
+            spread = (chi2.sample(torch.Size((count, datasets))) / degrees).rsqrt()
+        return mean + (factor @ (normal * spread[..., None])[..., None])[..., 0]
+
+    def log_density(z: Tensor) -> Tensor:
+        centred = torch.linalg.solve_triangular(factor, (z - mean)[..., None], upper=False)[..., 0]
+        norm = (
+            math.lgamma((degrees + size) / 2)
+            - math.lgamma(degrees / 2)
+            - 0.5 * size * math.log(degrees * math.pi)
+        )
+        log_det = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        return norm - log_det - 0.5 * (degrees + size) * torch.log1p(centred.square().sum(-1) / degrees)
+
+    return Component("student", share, sample, log_density)
+
+
+def log_mixture(z: Tensor, components: list[Component]) -> Tensor:
+    """Log density of the mixture, (draw, dataset)."""
+    parts = [c.share.log() + c.log_density(z) for c in components]
+    return torch.logsumexp(torch.stack(parts), 0)
+
+
+def draw_round(
+    components: list[Component], log_joint: LogDensity, count: int, seed: int
+) -> Draws:
+    """`count` draws stratified over the components (shares equal over data sets), weighted."""
+    shares = torch.stack([c.share for c in components]).mean(1)
+    numbers = (shares / shares.sum() * count).round().long().tolist()
+    numbers[0] += count - sum(numbers)
+    z = torch.cat(
+        [c.sample(n, derive(seed, c.name, k)) for k, (c, n) in enumerate(zip(components, numbers, strict=True)) if n > 0]
+    )
+    # deterministic mixture weights (Owen and Zhou 2000): the mixture of the shares actually drawn
+    actual = [
+        Component(c.name, torch.full_like(c.share, n / count), c.sample, c.log_density)
+        for c, n in zip(components, numbers, strict=True)
+        if n > 0
+    ]
+    proposal = log_mixture(z, actual)
+    joint = log_joint(z)
+    weight = torch.where(torch.isfinite(joint), joint - proposal, -torch.inf)
+    failures = int((~torch.isfinite(joint)).sum())
+    return Draws(z, proposal, joint, weight, failures, z.shape[0] * z.shape[1])
+
+
+def adapt(
+    flow: Component,
+    prior: Component,
+    log_joint: LogDensity,
+    seed: int,
+    rounds: int = 3,
+    draws: int = 1_000,
+    enough: float = 0.5,
+) -> tuple[list[Component], int]:
+    """Shape a proposal: flow, Student-t components fitted to weighted draws, a share of the prior.
+
+    Rounds stop early once a round's efficiency reaches `enough`. Returns the frozen components and
+    the solves spent.
+    """
+    size = int(prior.sample(1, 0).shape[-1])
+    degrees = 5.0 if size <= 4 else 10.0 if size <= 12 else 20.0
+    components = [_shared(flow, 0.95), _shared(prior, 0.05)]
+    solves = 0
+    for k in range(rounds):
+        found = draw_round(components, log_joint, draws, derive(seed, "adapt", k))
+        solves += found.solves
+        efficiency = kish(found.log_weight) / draws
+        if float(efficiency.min()) >= enough:
+            break
+        mean, factor = weighted_moments(found.z, temper(found.log_weight, 10.0 * size))
+        fitted = student(mean, factor, degrees, torch.ones_like(flow.share))
+        weight_flow = 0.3 if k + 1 < rounds else 0.2
+        components = [_shared(fitted, 0.95 - weight_flow), _shared(flow, weight_flow), _shared(prior, 0.05)]
+    return components, solves
+
+
+def _shared(component: Component, share: float) -> Component:
+    return Component(
+        component.name, torch.full_like(component.share, share), component.sample, component.log_density
+    )
+
+
+def temper(log_weight: Tensor, target: float) -> Tensor:
+    """Log weights flattened, per data set, until their effective size reaches `target`."""
+    reach = min(target, 0.5 * log_weight.shape[0])
+    low = torch.zeros(log_weight.shape[1], dtype=torch.float64)
+    high = torch.ones_like(low)
+    power = torch.where(kish(log_weight) >= reach, 1.0, 0.5)
+    finite = torch.isfinite(log_weight)
+    for _ in range(40):
+        good = kish(torch.where(finite, log_weight * power, -torch.inf)) >= reach
+        low, high = torch.where(good, power, low), torch.where(good, high, power)
+        power = torch.where(power == 1.0, power, (low + high) / 2)
+    return torch.where(finite, log_weight * power, -torch.inf)
+
+
+def weighted_moments(z: Tensor, log_weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Weighted mean (dataset, z) and Cholesky factor of the covariance, with a little added."""
+    weight = torch.softmax(log_weight, 0)[..., None]
+    mean = (weight * z).sum(0)
+    centred = z - mean
+    cov = torch.einsum("sd,sdi,sdj->dij", weight[..., 0], centred, centred)
+    diagonal = cov.diagonal(dim1=-2, dim2=-1)
+    ridge = torch.diag_embed(1e-3 * diagonal + 1e-8)
+    return mean, torch.linalg.cholesky(cov + ridge)
+
+
+def kish(log_weight: Tensor) -> Tensor:
+    """Kish's effective size 1 / sum w^2 per data set; 0 where every weight is zero."""
+    top = log_weight.max(0).values
+    scaled = torch.exp(log_weight - torch.where(torch.isfinite(top), top, 0.0))
+    size = scaled.sum(0).square() / scaled.square().sum(0)
+    return torch.where(torch.isfinite(top), size, 0.0)
+
+
+def effective_sizes(draws: Draws) -> Tensor:
+    """Effective size of each coordinate's mean, (dataset, z): variance over squared weighted error."""
+    w = draws.weights[..., None]
+    mean = (w * draws.z).sum(0)
+    centred = (draws.z - mean).square()
+    return (w * centred).sum(0) / (w.square() * centred).sum(0).clamp(min=1e-300)
+
+
+def log_evidence(log_weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Log mean of the raw weights and its standard deviation (delta method), (dataset,)."""
+    count = log_weight.shape[0]
+    value = torch.logsumexp(log_weight, 0) - math.log(count)
+    error = (1.0 / kish(log_weight).clamp(min=1e-300) - 1.0 / count).clamp(min=0.0).sqrt()
+    return value, error
+
+
+def khat(log_weight: Tensor) -> Tensor:
+    """Pareto shape of the largest weights per data set (Vehtari et al., JMLR 25 (2024) 72).
+
+    The tail is the largest min(0.2 S, 3 sqrt S) weights; its generalised Pareto shape is
+    estimated after Zhang and Stephens (2009) with the weak prior of the paper. Constant weights
+    give -inf, all weight on fewer than five draws +inf.
+    """
+    return torch.tensor([_khat(column.numpy()) for column in log_weight.detach().T], dtype=torch.float64)
+
+
+def _khat(log_weight: np.ndarray[tuple[int], np.dtype[np.float64]]) -> float:
+    count = len(log_weight)
+    finite = np.isfinite(log_weight)
+    if not finite.any():
+        return math.inf
+    ordered = np.sort(np.where(finite, log_weight, -np.inf)) - log_weight[finite].max()
+    tail = int(min(0.2 * count, 3 * math.sqrt(count)))
+    if tail < 5:
+        return math.inf
+    cut = ordered[-tail - 1]
+    weights = np.exp(ordered[-tail:])
+    excess = weights - np.exp(cut)
+    if ordered[-1] - max(cut, -1e300) < 1e-10:
+        return -math.inf
+    if (weights > 1e-12).sum() < 5:
+        return math.inf
+    return _pareto_shape(excess[excess > 0])
+
+
+def _pareto_shape(excess: np.ndarray[tuple[int], np.dtype[np.float64]]) -> float:
+    """Zhang and Stephens' posterior-mean estimate of the shape of sorted positive excesses."""
+    n = len(excess)
+    if n < 5:
+        return math.inf
+    grid = 30 + int(math.sqrt(n))
+    index = np.arange(1, grid + 1)
+    quarter = excess[int(n / 4 + 0.5) - 1]
+    theta = 1 / excess[-1] + (1 - np.sqrt(grid / (index - 0.5))) / 3 / quarter
+    shapes = np.log1p(-theta[:, None] * excess).mean(1)
+    profile = n * (np.log(-theta / shapes) - shapes - 1)
+    weight = 1 / np.exp(profile - profile[:, None]).sum(1)
+    chosen = float((theta * weight).sum())
+    shape = float(np.log1p(-chosen * excess).mean())
+    return (n * shape + 10 * 0.5) / (n + 10)
+
+
+def resample(draws: Draws, count: int, seed: int) -> tuple[Tensor, Tensor]:
+    """`count` indices by systematic resampling (draw, dataset), and which repeat an earlier one."""
+    weights = draws.weights
+    datasets = weights.shape[1]
+    with seeded(seed):
+        start = torch.rand(datasets, dtype=torch.float64)
+    points = (torch.arange(count, dtype=torch.float64)[:, None] + start) / count
+    ends = weights.cumsum(0)
+    ends = ends / ends[-1]
+    index = torch.searchsorted(ends.T.contiguous(), points.T.contiguous()).T.clamp(max=len(weights) - 1)
+    again = torch.zeros_like(index, dtype=torch.bool)
+    again[1:] = index[1:] == index[:-1]
+    return index, again
+
+
+def equally_weighted(
+    draws: Draws, log_joint: LogDensity, count: int, seed: int, steps: int = 10
+) -> tuple[Tensor, Tensor, int]:
+    """Equally weighted draws z (count, dataset, z) without duplicates, their log joint, solves spent.
+
+    Duplicates left by systematic resampling are moved by steps that leave the posterior invariant.
+    """
+    index, again = resample(draws, count, derive(seed, "resample"))
+    wide = index[..., None].expand(*index.shape, draws.z.shape[-1])
+    z, joint = draws.z.gather(0, wide), draws.log_joint.gather(0, index)
+    if not bool(again.any()):
+        return z, joint, 0
+    mean, factor = weighted_moments(draws.z, temper(draws.log_weight, 10.0 * z.shape[-1]))
+    # the rows that repeat, in any data set, move together; a row that need not move stays put
+    rows = again.any(1).nonzero()[:, 0]
+    moving = again[rows]
+    part, value, solves, _ = move(
+        z[rows], joint[rows], log_joint, mean, factor, steps, derive(seed, "move"), moving
+    )
+    z[rows], joint[rows] = part, value
+    return z, joint, solves
+
+
+def move(
+    z: Tensor,
+    joint: Tensor,
+    target: LogDensity,
+    mean: Tensor,
+    factor: Tensor,
+    steps: int,
+    seed: int,
+    moving: Tensor | None = None,
+    rho: float = 0.5,
+) -> tuple[Tensor, Tensor, int, float]:
+    """Preconditioned Crank-Nicolson steps in z whitened by `mean` and `factor`, all rows at once.
+
+    z' = m + sqrt(1 - rho^2) (z - m) + rho L xi leaves N(m, L L') invariant, so the ratio of target
+    to that reference decides (Cotter et al., Statistical Science 28 (2013) 424). `rho` follows the
+    acceptance rate during the first half of the steps only.
+    """
+
+    def reference(x: Tensor) -> Tensor:
+        u = torch.linalg.solve_triangular(factor, (x - mean)[..., None], upper=False)[..., 0]
+        return -0.5 * u.square().sum(-1)
+
+    solves, rate = 0, 0.0
+    excess = joint - reference(z)
+    with seeded(seed):
+        for step in range(steps):
+            noise = (factor @ torch.randn_like(z)[..., None])[..., 0]
+            proposed = mean + math.sqrt(1 - rho**2) * (z - mean) + rho * noise
+            there = target(proposed)
+            solves += there.numel()
+            gain = there - reference(proposed)
+            accept = torch.rand_like(gain).log() < gain - excess
+            accept &= torch.isfinite(there)
+            rate = float(accept.double().mean())
+            if moving is not None:
+                accept &= moving
+            z = torch.where(accept[..., None], proposed, z)
+            joint, excess = torch.where(accept, there, joint), torch.where(accept, gain, excess)
+            if step < steps // 2:
+                rho = min(0.95, max(0.05, rho * math.exp(rate - 0.3)))
+    return z, joint, solves, rate
