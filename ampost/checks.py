@@ -1,0 +1,31 @@
+"""Checks of model and data: arrays in, p-values out. They say nothing about the computation."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def misfit(observed: Tensor, replicated: Tensor) -> float:
+    """Posterior predictive p-value of a discrepancy: the share of replicates at least as large.
+
+    `observed` and `replicated` (draw,) hold the discrepancy of data and of replicate per draw;
+    p = (1 + #{replicated >= observed}) / (n + 1).
+    """
+    good = torch.isfinite(observed) & torch.isfinite(replicated)
+    number = int(good.sum())
+    return float((1 + (replicated[good] >= observed[good]).sum()) / (number + 1))
+
+
+def unlike(context: Tensor, known: Tensor) -> float:
+    """p-value of a context (context,) against those of simulated data (dataset, context), by distance."""
+    mean = known.mean(0)
+    cov = torch.cov(known.T) + 1e-6 * torch.eye(known.shape[1], dtype=known.dtype)
+    factor = torch.linalg.cholesky(cov + 1e-4 * torch.diag(torch.diag(cov)))
+
+    def distance(x: Tensor) -> Tensor:
+        white = torch.linalg.solve_triangular(factor, (x - mean).T, upper=False)
+        return white.square().sum(0)
+
+    mine = distance(context[None])
+    return float((1 + (distance(known) >= mine).sum()) / (len(known) + 1))

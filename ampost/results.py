@@ -1,0 +1,174 @@
+"""Draws -> ArviZ's DataTree, the verdict and the summary; the one builder of ArviZ objects."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import arviz_base
+import numpy as np
+import pandas as pd
+import torch
+import xarray as xr
+from torch import Tensor
+
+from ampost.experiments import Experiments
+from ampost.model import Model, Scores
+from ampost.seeds import derive
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Two axes, never merged: may the computation be trusted, and does the model explain the data.
+
+    `computation` is one of trusted, corrected, sampled, failed; `data` one of consistent, outside
+    the design, unlike the training data, misfit.
+    """
+
+    computation: str
+    data: str
+    reasons: tuple[str, ...]
+    numbers: Mapping[str, float] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        lines = [f"Computation: {self.computation}. Model and data: {self.data}."]
+        return "\n".join([*lines, *(f"  - {reason}" for reason in self.reasons)])
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, for saving."""
+        return asdict(self)
+
+
+def build(
+    model: Model,
+    data: Experiments,
+    z: Tensor,
+    scores: Scores,
+    predicted: Mapping[str, Tensor],
+    prior: Mapping[str, Tensor],
+    fit: Mapping[str, Any],
+    importance: Mapping[str, Tensor] | None = None,
+    chains: int = 1,
+) -> xr.DataTree:
+    """The result of one data set: equally weighted draws z (draw, z) and their scores (draw, 1, ...)."""
+    masks = {name: data.channels[name].mask.reshape(-1).numpy() for name in scores.pointwise}
+    coords, dims = _coordinates(model, data)
+    posterior = {n: _chained(v[:, 0], chains) for n, v in scores.parameters.items()}
+    posterior |= {n: _chained(v.reshape(len(z), -1).squeeze(-1), chains) for n, v in scores.deterministic.items()}
+
+    def flat(values: Tensor, name: str) -> np.ndarray[Any, Any]:
+        return np.asarray(values.reshape(values.shape[0], -1)[:, masks[name]])
+
+    groups: dict[str, dict[str, Any]] = {
+        "posterior": posterior,
+        "sample_stats": {
+            "lp": _chained(scores.log_joint[:, 0], chains),
+            "log_likelihood": _chained(scores.log_likelihood[:, 0], chains),
+        },
+        "log_likelihood": {n: _fold(flat(v[:, 0], n), chains) for n, v in scores.pointwise.items()},
+        "log_prior": {n: _chained(v[:, 0], chains) for n, v in scores.site_log_prior.items()},
+        "posterior_predictive": {n: _fold(flat(v, n), chains) for n, v in predicted.items() if n in masks},
+        "prior": {n: _chained(v, 1) for n, v in prior.items()},
+        "observed_data": {n: _observed(data, n)[masks[n]] for n in masks},
+    }
+    tree = arviz_base.from_dict(groups, coords=coords, dims=dims)
+    for name, unit in model.units.items():
+        if name in tree["posterior"]:
+            tree["posterior"][name].attrs["units"] = unit
+    tree["constant_data"] = xr.DataTree(
+        xr.Dataset(
+            {k: (("experiment",), v[:, 0].numpy()) for k, v in data.conditions.items()},
+            coords={"experiment": list(data.names[0])},
+        )
+    )
+    if importance is not None:
+        names = {"z": ("sample", "z_dim"), "component": ("sample",)}
+        tree["importance_samples"] = xr.DataTree(
+            xr.Dataset({k: (names.get(k, ("sample",)), v.numpy()) for k, v in importance.items()})
+        )
+    tree["fit"] = xr.DataTree(_fit_dataset(fit))
+    return tree
+
+
+def _coordinates(model: Model, data: Experiments) -> tuple[dict[str, Any], dict[str, list[str]]]:
+    coords: dict[str, Any] = {"experiment": list(data.names[0])}
+    dims: dict[str, list[str]] = {}
+    for site in model.sites(data.count):
+        if site.local:
+            dims[site.name] = ["experiment"]
+    for name, channel in data.channels.items():
+        mask = channel.mask
+        where = mask.nonzero()
+        coords[f"{name}_id"] = np.arange(len(where))
+        coords[f"{name}_time"] = (f"{name}_id", data.times[mask].numpy())
+        coords[f"{name}_experiment"] = (
+            f"{name}_id",
+            np.array([data.names[0][e] for e in where[:, 0].tolist()], dtype=str),
+        )
+        dims[name] = [f"{name}_id"]
+    simple = {k: v for k, v in coords.items() if not isinstance(v, tuple)}
+    return simple, dims
+
+
+def _observed(data: Experiments, name: str) -> np.ndarray[Any, Any]:
+    values = data.channels[name].values
+    assert values is not None
+    return np.asarray(values.reshape(-1))
+
+
+def _chained(values: Tensor, chains: int) -> np.ndarray[Any, Any]:
+    return _fold(np.asarray(values.detach()), chains)
+
+
+def _fold(values: np.ndarray[Any, Any], chains: int) -> np.ndarray[Any, Any]:
+    return values.reshape(chains, -1, *values.shape[1:])
+
+
+def _fit_dataset(fit: Mapping[str, Any]) -> xr.Dataset:
+    """Scalars, texts and per-parameter numbers as one dataset."""
+    out: dict[str, Any] = {}
+    for name, value in fit.items():
+        if isinstance(value, Mapping):
+            keys = [k for k, v in value.items() if np.ndim(v) == 0]
+            out[name] = (("parameter",), np.array([float(value[k]) for k in keys]))
+            out.setdefault("parameter", keys)
+        else:
+            out[name] = value
+    return xr.Dataset({k: v for k, v in out.items() if k != "parameter"}, {"parameter": out.get("parameter", [])})
+
+
+def summary(result: xr.DataTree) -> pd.DataFrame:
+    """Per parameter: MAP, mean, sd, 90 % interval, effective size."""
+    fit = result["fit"]
+    rows = {}
+    posterior = result["posterior"]
+    for name in posterior.data_vars:
+        values = posterior[name].values
+        wide = values.reshape(values.shape[0] * values.shape[1], -1)
+        for k in range(wide.shape[1]):
+            label = name if wide.shape[1] == 1 else f"{name}[{k}]"
+            column = wide[:, k]
+            low, high = np.quantile(column, [0.05, 0.95])
+            row: dict[str, float] = {"mean": column.mean(), "sd": column.std(), "5 %": low, "95 %": high}
+            rows[str(label)] = row
+    table = pd.DataFrame.from_dict(rows, orient="index")
+    for column, source in (("MAP", "map_z"), ("ESS", "effective_size")):
+        if source in fit:
+            known = dict(zip(fit["parameter"].values.tolist(), fit[source].values.tolist(), strict=True))
+            table.insert(len(table.columns) if column == "ESS" else 0, column, table.index.map(known))
+    return table
+
+
+def predict_at(model: Model, data: Experiments, z: Tensor, seed: int) -> dict[str, Tensor]:
+    """Replicated data (draw, experiment, time) at the places of `data` for z (draw, z)."""
+    looks = data.expand((len(z),))
+    drawn = model.simulate_at(z, looks, derive(seed, "predict"))
+    channels = drawn.experiments.channels
+    return {name: c.values for name, c in channels.items() if c.values is not None}
+
+
+def scored(model: Model, data: Experiments, z: Tensor) -> Scores:
+    """Scores of z (draw, z) under one data set, without gradients."""
+    with torch.no_grad():
+        return model.score(z[:, None], data)
