@@ -13,8 +13,9 @@ from torch import Tensor
 
 from ampost.errors import TrainingError
 from ampost.experiments import Experiments
-from ampost.model import Holding, Model
+from ampost.model import Model
 from ampost.ode.problem import OdeProblem, Rows, Solver, Trajectory, flatten
+from ampost.passes import Holding
 from ampost.program import recording
 from ampost.progress import progress
 from ampost.seeds import derive
@@ -54,7 +55,9 @@ class Bank:
             part = Track(track.times[index], track.states[index], track.slopes[index], track.names)
             states = interpolate(part, where, problem.experiments.after_dose.reshape(where.shape))
             states = states.reshape(*times.shape, len(track.names))
-            return Trajectory(times, states, torch.zeros(times.shape[:-1], dtype=torch.long), track.names)
+            return Trajectory(
+                times, states, torch.zeros(times.shape[:-1], dtype=torch.long), track.names
+            )
 
         return answer
 
@@ -73,7 +76,9 @@ def interpolate(track: Track, times: Tensor, after: Tensor) -> Tensor:
     x = ((times - t0).clamp(min=0.0)[..., None] / h).clamp(max=1.0)
     x = torch.where((t1 > t0)[..., None], x, after[..., None].to(x))
     down, up = (1 - x) ** 2, x**2
-    value = down * (1 + 2 * x) * y0 + up * (3 - 2 * x) * y1 + h * (x * down * f0 - up * (1 - x) * f1)
+    value = (
+        down * (1 + 2 * x) * y0 + up * (3 - 2 * x) * y1 + h * (x * down * f0 - up * (1 - x) * f1)
+    )
     # a cubic may undershoot between two non-negative knots; the solution does not
     floor = torch.where((y0 >= 0) & (y1 >= 0), 0.0, -torch.inf)
     return torch.maximum(value, floor)
@@ -96,15 +101,18 @@ def build(model: Model, rows: int, seed: int, show: bool | None = None, chunk: i
     first = parts[0]
     if len(parts) == 1:
         return first
-    tracks = {
-        name: Track(
-            *(torch.cat([getattr(p.tracks[name], f) for p in parts]) for f in ("times", "states", "slopes")),
-            names=track.names,
-        )
-        for name, track in first.tracks.items()
-    }
+    tracks = {name: _end_to_end([p.tracks[name] for p in parts]) for name in first.tracks}
     return Bank(
         torch.cat([p.z for p in parts]), _joined([p.protocols for p in parts]), tracks, failures
+    )
+
+
+def _end_to_end(tracks: list[Track]) -> Track:
+    return Track(
+        times=torch.cat([t.times for t in tracks]),
+        states=torch.cat([t.states for t in tracks]),
+        slopes=torch.cat([t.slopes for t in tracks]),
+        names=tracks[0].names,
     )
 
 
@@ -118,10 +126,11 @@ def _joined(parts: list[Experiments]) -> Experiments:
         after_dose=torch.cat([p.after_dose for p in parts]),
         doses=replace(
             first.doses,
-            **{
-                name: torch.cat([getattr(d, name) for d in doses])
-                for name in ("time", "amount", "duration", "target", "mask")
-            },
+            time=torch.cat([d.time for d in doses]),
+            amount=torch.cat([d.amount for d in doses]),
+            duration=torch.cat([d.duration for d in doses]),
+            target=torch.cat([d.target for d in doses]),
+            mask=torch.cat([d.mask for d in doses]),
         ),
     )
 
@@ -161,7 +170,9 @@ def _grid(model: Model, protocols: Experiments) -> tuple[Tensor, Tensor]:
     edges = torch.cat([time, time + doses.duration], -1).clamp(max=end)
     near = (edges[..., None] + (end - start) * early[::4]).flatten(-2).clamp(max=end)
     both = torch.cat([knots, near, edges, edges], -1)
-    after = torch.cat([torch.zeros_like(torch.cat([knots, near, edges], -1)), torch.ones_like(edges)], -1)
+    after = torch.cat(
+        [torch.zeros_like(torch.cat([knots, near, edges], -1)), torch.ones_like(edges)], -1
+    )
     order = (both + 0.0).sort(dim=-1, stable=True).indices
     return both.gather(-1, order), after.gather(-1, order).bool()
 

@@ -87,7 +87,9 @@ class _Unconstrained:
         return torch.zeros(self.z_shape()) if self.standard is None else self.standard.shift
 
     def forward(self, z: Tensor) -> Tensor:
-        theta: Tensor = biject_to(self.distribution.support)(self._shift().to(z) + self._scale().to(z) * z)
+        theta: Tensor = biject_to(self.distribution.support)(
+            self._shift().to(z) + self._scale().to(z) * z
+        )
         return theta
 
     def inverse(self, theta: Tensor) -> Tensor:
@@ -116,7 +118,9 @@ def bijection(distribution: Any, standard: Standard | None = None) -> Bijection:
     while isinstance(base, td.Independent):
         base = base.base_dist
     if getattr(base.support, "is_discrete", False):
-        raise ModelError(f"{type(base).__name__} is discrete and has no map from z; make it continuous")
+        raise ModelError(
+            f"{type(base).__name__} is discrete and has no map from z; make it continuous"
+        )
     for kind, build in _EXACT:
         if isinstance(base, kind):
             return _Exact(event, *build(base))

@@ -24,7 +24,7 @@ def unlike(context: Tensor, known: Tensor) -> float:
     factor = torch.linalg.cholesky(cov + 1e-4 * torch.diag(torch.diag(cov)))
 
     def distance(x: Tensor) -> Tensor:
-        white = torch.linalg.solve_triangular(factor, (x - mean).T, upper=False)
+        white: Tensor = torch.linalg.solve_triangular(factor, (x - mean).T, upper=False)
         return white.square().sum(0)
 
     mine = distance(context[None])

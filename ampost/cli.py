@@ -12,9 +12,24 @@ import typer
 from ampost import __version__
 from ampost.errors import AmpostError
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, help="Amortized inference for ODE models.")
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Amortized inference for ODE models.",
+)
 
-LIBRARIES = ("torch", "pyro-ppl", "sbi", "numba", "numpy", "scipy", "arviz-base", "xarray", "pandas")
+LIBRARIES = (
+    "torch",
+    "pyro-ppl",
+    "sbi",
+    "numba",
+    "numpy",
+    "scipy",
+    "arviz-base",
+    "xarray",
+    "pandas",
+)
 
 
 def _version(show: bool) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ampost import files
 from ampost.bank import Bank
-from ampost.design import Design
+from ampost.design import Design, tuples
 from ampost.errors import EstimatorError
 from ampost.experiments import CENSORING, Experiments
 from ampost.model import Model
@@ -58,7 +58,9 @@ class Scaling:
 
 
 class _Networks(nn.Module):
-    def __init__(self, sizes: Architecture, token: int, conditions: int, z: int, local: int) -> None:
+    def __init__(
+        self, sizes: Architecture, token: int, conditions: int, z: int, local: int
+    ) -> None:
         super().__init__()
         self.embedding = DeepSet(token, conditions, sizes.width, sizes.context, local)
         self.point = perceptron(sizes.context, sizes.width, z * len(QUANTILES), hidden=1)
@@ -67,16 +69,15 @@ class _Networks(nn.Module):
 
 def _density(sizes: Architecture, z: int) -> nn.Module:
     """sbi's density estimator over z given a context; argument checks stay as they were."""
-    checks = torch.distributions.Distribution._validate_args
-    pyro_checks = pyro.distributions.Distribution._validate_args if hasattr(
-        pyro.distributions.Distribution, "_validate_args"
-    ) else None
+    # importing sbi (through zuko) switches argument checks off for the whole process
+    kinds: tuple[Any, ...] = (torch.distributions.Distribution, pyro.distributions.Distribution)
+    checks = [getattr(kind, "_validate_args", None) for kind in kinds]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from sbi.neural_nets import posterior_nn
-    torch.distributions.Distribution.set_default_validate_args(checks)
-    if pyro_checks is not None:
-        pyro.distributions.Distribution._validate_args = pyro_checks
+    for kind, check in zip(kinds, checks, strict=True):
+        if check is not None:
+            kind._validate_args = check
     build = posterior_nn(
         sizes.density,
         z_score_theta="none",
@@ -161,20 +162,19 @@ class Estimator:
         """Read what `save` wrote."""
         header, tensors = files.load(path, "estimator")
         sizes = Architecture(**header["architecture"])
-        scaling = Scaling(**{k: tuple(v) if isinstance(v, list) else v for k, v in header["scaling"].items()})
+        scaling = Scaling(**tuples(header["scaling"]))
         networks = _Networks(
             sizes, _token_size(scaling), len(scaling.conditions), header["z_size"], header["local"]
         )
         networks.load_state_dict(tensors)
         networks.eval()
-        report = {k: tuple(v) if isinstance(v, list) else v for k, v in header["report"].items()}
         return cls(
             networks,
             sizes,
             scaling,
             Design.from_json(header["design"]),
             header["fingerprint"],
-            FitReport(**report),
+            FitReport(**tuples(header["report"])),
             header["z_size"],
             header["local"],
             header["solves"],
@@ -184,7 +184,9 @@ class Estimator:
         """sbi's posterior over z; its x is this estimator's context of a data set."""
         from sbi.inference.posteriors import DirectPosterior
 
-        prior = torch.distributions.MultivariateNormal(torch.zeros(self.z_size), torch.eye(self.z_size))
+        prior = torch.distributions.MultivariateNormal(
+            torch.zeros(self.z_size), torch.eye(self.z_size)
+        )
         return DirectPosterior(self.networks.density, prior)
 
 
@@ -210,7 +212,11 @@ def tokens(data: Experiments, scaling: Scaling) -> tuple[Tensor, Tensor, Tensor,
         if scaling.logarithmic[k]:
             value = value.clamp(min=1e-30).log()
         value = ((value - scaling.shift[k]) / scaling.scale[k]).clamp(-30, 30)
-        coded = torch.zeros_like(channel.mask).long() if channel.censoring is None else channel.censoring
+        coded = (
+            torch.zeros_like(channel.mask).long()
+            if channel.censoring is None
+            else channel.censoring
+        )
         sd = torch.zeros_like(value) if channel.sd is None else channel.sd.clamp(min=1e-30).log()
         known = torch.full_like(value, 0.0 if channel.sd is None else 1.0)
         parts.append(_token(k, kinds, data.times, scaling, value, coded, sd, known))
@@ -224,14 +230,26 @@ def tokens(data: Experiments, scaling: Scaling) -> tuple[Tensor, Tensor, Tensor,
         zero = torch.zeros_like(doses.target)
         length = doses.duration / scaling.horizon
         parts.append(
-            _token(len(scaling.channels) + k, kinds, doses.time, scaling, amount, zero, length, zero.to(amount))
+            _token(
+                len(scaling.channels) + k,
+                kinds,
+                doses.time,
+                scaling,
+                amount,
+                zero,
+                length,
+                zero.to(amount),
+            )
         )
         masks.append(mine)
     for name in data.conditions:
         if name not in scaling.conditions:
-            raise EstimatorError(f"condition {name!r} is not one the estimator knows: {scaling.conditions}")
+            raise EstimatorError(
+                f"condition {name!r} is not one the estimator knows: {scaling.conditions}"
+            )
     conditions = [
-        (data[name] - scaling.middle[k]) / scaling.half[k] for k, name in enumerate(scaling.conditions)
+        (data[name] - scaling.middle[k]) / scaling.half[k]
+        for k, name in enumerate(scaling.conditions)
     ]
     joined = torch.cat(conditions, -1) if conditions else torch.zeros(*shape[:-1], 0)
     return torch.cat(parts, -2).float(), torch.cat(masks, -1), joined.float(), data.live
@@ -250,7 +268,13 @@ def _token(
     which = torch.zeros(*value.shape, kinds, dtype=value.dtype)
     which[..., kind] = 1.0
     t = time / scaling.horizon
-    features = [2 * t - 1, torch.log1p(50 * t) / 2 - 1, torch.sin(torch.pi * t), value, torch.asinh(3 * value)]
+    features = [
+        2 * t - 1,
+        torch.log1p(50 * t) / 2 - 1,
+        torch.sin(torch.pi * t),
+        value,
+        torch.asinh(3 * value),
+    ]
     codes = torch.nn.functional.one_hot(censoring, len(CENSORING)).to(value)
     return torch.cat([which, torch.stack(features, -1), codes, torch.stack([sd, known], -1)], -1)
 
@@ -265,7 +289,9 @@ def scaling_of(model: Model, data: Experiments) -> Scaling:
         values = values[torch.isfinite(values)]
         log = bool((values > 0).all())
         values = values.log() if log else values
-        low, middle, high = values.quantile(torch.tensor([0.1, 0.5, 0.9], dtype=values.dtype)).tolist()
+        low, middle, high = values.quantile(
+            torch.tensor([0.1, 0.5, 0.9], dtype=values.dtype)
+        ).tolist()
         logarithmic.append(log)
         shift.append(middle)
         scale.append(max((high - low) / 2.5, 1e-12))
@@ -300,14 +326,18 @@ def train_estimator(
     context fades to zero at 70 % of the schedule. Batch k is a function of (seed, k).
     """
     if len(bank) < 2 * batch:
-        raise EstimatorError(f"the bank has {len(bank)} rows, a batch needs {batch}; simulate more rows")
+        raise EstimatorError(
+            f"the bank has {len(bank)} rows, a batch needs {batch}; simulate more rows"
+        )
     sizes = architecture or Architecture()
     held_out = max(batch, min(2_000, len(bank) // 10))
     shown = _batch(model, bank, torch.arange(held_out), derive(seed, "validation"))
     scaling = scaling_of(model, shown[1])
     local = model.design.experiments[1] if any(s.local for s in model.sites()) else 0
     with seeded(derive(seed, "weights")):
-        networks = _Networks(sizes, _token_size(scaling), len(scaling.conditions), model.z_size(), local)
+        networks = _Networks(
+            sizes, _token_size(scaling), len(scaling.conditions), model.z_size(), local
+        )
     levels = torch.tensor(QUANTILES)
     check_tokens = tokens(shown[1], scaling)
 
@@ -355,5 +385,3 @@ def _batch(model: Model, bank: Bank, index: Tensor, seed: int) -> tuple[Tensor, 
     z = bank.z[index]
     drawn = model.simulate_at(z, looks, derive(seed, "noise"), solver=bank.rows(index))
     return z, drawn.experiments
-
-

@@ -9,15 +9,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from pyro.poutine.broadcast_messenger import BroadcastMessenger
 from pyro.poutine.indep_messenger import IndepMessenger
 from torch import Tensor
 
-from ampost.axes import PerDose, PerDoseCode, PerDoseMask, PerExperiment, Series, SeriesCode, SeriesMask
+from ampost.axes import (
+    PerDose,
+    PerDoseCode,
+    PerDoseMask,
+    PerExperiment,
+    Series,
+    SeriesCode,
+    SeriesMask,
+)
 from ampost.errors import ExperimentError
+
+Record = TypeVar("Record")
 
 CENSORING = ("none", "left", "right", "interval")
 
@@ -79,7 +89,7 @@ class ExperimentPlate(IndepMessenger):
     """Independence over experiments; entered any number of times, unlike a `pyro.plate`."""
 
     def _pyro_sample(self, msg: Any) -> None:  # noqa: ANN401 - Pyro's message
-        super()._pyro_sample(msg)
+        IndepMessenger._pyro_sample(self, msg)  # type: ignore[attr-defined]
         BroadcastMessenger._pyro_sample(msg)
 
 
@@ -117,7 +127,9 @@ class Experiments:
         """Experiments to be looked at in every channel at `times` (experiment, time), without values."""
         grid = torch.as_tensor(times, dtype=torch.float64)
         if grid.dim() != 2:
-            raise ExperimentError(f"times have shape {tuple(grid.shape)}, expected (experiment, time)")
+            raise ExperimentError(
+                f"times have shape {tuple(grid.shape)}, expected (experiment, time)"
+            )
         count = grid.shape[0]
         mask = torch.ones_like(grid, dtype=torch.bool)
         return cls(
@@ -172,7 +184,9 @@ class Experiments:
 
     def without_values(self) -> Experiments:
         """The same looks without what was seen: a program run on it draws the observations."""
-        return replace(self, channels={k: replace(c, values=None) for k, c in self.channels.items()})
+        return replace(
+            self, channels={k: replace(c, values=None) for k, c in self.channels.items()}
+        )
 
     def with_values(self, values: Mapping[str, Tensor]) -> Experiments:
         """The same looks with these values; the batch grows to the values' leading axes."""
@@ -209,9 +223,9 @@ class Experiments:
         return [self.at(k) for k in range(self.batch[0])]
 
 
-def no_doses(experiments: int) -> Doses:
+def no_doses(experiments: int, batch: tuple[int, ...] = ()) -> Doses:
     """No dose in any of `experiments`."""
-    empty = torch.zeros(experiments, 0, dtype=torch.float64)
+    empty = torch.zeros(*batch, experiments, 0, dtype=torch.float64)
     return Doses(empty, empty, empty, empty.long(), empty.bool())
 
 
@@ -238,7 +252,7 @@ def stack(records: list[Experiments]) -> Experiments:
     }
     targets = tuple(dict.fromkeys(t for r in records for t in r.doses.targets))
     padded = [_padded(r, names, sizes, breaks, targets) for r in records]
-    joined = _joined(padded)
+    joined: Experiments = _joined(padded)
     return replace(
         joined,
         names=tuple(n for r in records for n in r.names),
@@ -294,13 +308,23 @@ def _padded(
         times=_pad(record.times, grid, repeat=True),
         channels={name: channel(name) for name in names},
         conditions={k: _pad(v, (count, 1), repeat=True) for k, v in record.conditions.items()},
-        doses=Doses(
-            *(_pad(t, (count, doses)) for t in (old.time, old.amount, old.duration, target, old.mask)),
-            targets=targets,
-        ),
+        doses=_padded_doses(old, target, targets, (count, doses)),
         inputs={name: signal(name, width) for name, width in breaks.items()},
         live=_pad(record.live, (count,)),
         after_dose=_pad(record.after_dose, grid, repeat=True),
+    )
+
+
+def _padded_doses(
+    old: Doses, target: Tensor, targets: tuple[str, ...], shape: tuple[int, int]
+) -> Doses:
+    return Doses(
+        time=_pad(old.time, shape),
+        amount=_pad(old.amount, shape),
+        duration=_pad(old.duration, shape),
+        target=_pad(target, shape),
+        mask=_pad(old.mask, shape),
+        targets=targets,
     )
 
 
@@ -317,23 +341,32 @@ def _joined(records: list[Any]) -> Any:  # noqa: ANN401 - frozen dataclasses of 
         values = [getattr(r, item.name) for r in records]
         present = [v for v in values if v is not None]
         if present and isinstance(present[0], (Tensor, Mapping, Channel, Doses, Input)):
-            filled = [torch.zeros_like(present[0]) if v is None else v for v in values]
+            filled = [_blank(present[0]) if v is None else v for v in values]
             changed[item.name] = _joined(filled)
         elif present:
             changed[item.name] = present[0]
     return replace(first, **changed)
 
 
+def _blank(value: Any) -> Any:  # noqa: ANN401
+    return torch.zeros_like(value) if isinstance(value, Tensor) else value
+
+
 def _like(records: list[Any], key: str) -> Tensor:
     return torch.zeros_like(next(r[key] for r in records if key in r))
 
 
-def _mapped(value: Any, function: Callable[[Tensor], Tensor]) -> Any:  # noqa: ANN401
+def _mapped(value: Record, function: Callable[[Tensor], Tensor]) -> Record:
     """A frozen dataclass with every tensor in it passed through `function`."""
+    return cast("Record", _each(value, function))
+
+
+def _each(value: Any, function: Callable[[Tensor], Tensor]) -> Any:  # noqa: ANN401
     if isinstance(value, Tensor):
         return function(value)
     if isinstance(value, Mapping):
-        return {key: _mapped(item, function) for key, item in value.items()}
+        return {key: _each(item, function) for key, item in value.items()}
     if isinstance(value, (Experiments, Channel, Doses, Input)):
-        return replace(value, **{f.name: _mapped(getattr(value, f.name), function) for f in fields(value)})
+        held = {f.name: _each(getattr(value, f.name), function) for f in fields(value)}
+        return replace(value, **held)
     return value

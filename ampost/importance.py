@@ -68,7 +68,11 @@ def student(mean: Tensor, factor: Tensor, degrees: float, share: Tensor) -> Comp
             - 0.5 * size * math.log(degrees * math.pi)
         )
         log_det = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-        return norm - log_det - 0.5 * (degrees + size) * torch.log1p(centred.square().sum(-1) / degrees)
+        return (
+            norm
+            - log_det
+            - 0.5 * (degrees + size) * torch.log1p(centred.square().sum(-1) / degrees)
+        )
 
     return Component("student", share, sample, log_density)
 
@@ -79,15 +83,17 @@ def log_mixture(z: Tensor, components: list[Component]) -> Tensor:
     return torch.logsumexp(torch.stack(parts), 0)
 
 
-def draw_round(
-    components: list[Component], log_joint: LogDensity, count: int, seed: int
-) -> Draws:
+def draw_round(components: list[Component], log_joint: LogDensity, count: int, seed: int) -> Draws:
     """`count` draws stratified over the components (shares equal over data sets), weighted."""
     shares = torch.stack([c.share for c in components]).mean(1)
     numbers = (shares / shares.sum() * count).round().long().tolist()
     numbers[0] += count - sum(numbers)
     z = torch.cat(
-        [c.sample(n, derive(seed, c.name, k)) for k, (c, n) in enumerate(zip(components, numbers, strict=True)) if n > 0]
+        [
+            c.sample(n, derive(seed, c.name, k))
+            for k, (c, n) in enumerate(zip(components, numbers, strict=True))
+            if n > 0
+        ]
     )
     # deterministic mixture weights (Owen and Zhou 2000): the mixture of the shares actually drawn
     actual = [
@@ -129,13 +135,20 @@ def adapt(
         mean, factor = weighted_moments(found.z, temper(found.log_weight, 10.0 * size))
         fitted = student(mean, factor, degrees, torch.ones_like(flow.share))
         weight_flow = 0.3 if k + 1 < rounds else 0.2
-        components = [_shared(fitted, 0.95 - weight_flow), _shared(flow, weight_flow), _shared(prior, 0.05)]
+        components = [
+            _shared(fitted, 0.95 - weight_flow),
+            _shared(flow, weight_flow),
+            _shared(prior, 0.05),
+        ]
     return components, solves
 
 
 def _shared(component: Component, share: float) -> Component:
     return Component(
-        component.name, torch.full_like(component.share, share), component.sample, component.log_density
+        component.name,
+        torch.full_like(component.share, share),
+        component.sample,
+        component.log_density,
     )
 
 
@@ -195,7 +208,9 @@ def khat(log_weight: Tensor) -> Tensor:
     estimated after Zhang and Stephens (2009) with the weak prior of the paper. Constant weights
     give -inf, all weight on fewer than five draws +inf.
     """
-    return torch.tensor([_khat(column.numpy()) for column in log_weight.detach().T], dtype=torch.float64)
+    return torch.tensor(
+        [_khat(column.numpy()) for column in log_weight.detach().T], dtype=torch.float64
+    )
 
 
 def _khat(log_weight: np.ndarray[tuple[int], np.dtype[np.float64]]) -> float:
@@ -228,7 +243,8 @@ def _pareto_shape(excess: np.ndarray[tuple[int], np.dtype[np.float64]]) -> float
     theta = 1 / excess[-1] + (1 - np.sqrt(grid / (index - 0.5))) / 3 / quarter
     shapes = np.log1p(-theta[:, None] * excess).mean(1)
     profile = n * (np.log(-theta / shapes) - shapes - 1)
-    weight = 1 / np.exp(profile - profile[:, None]).sum(1)
+    with np.errstate(over="ignore"):  # an overflow means a weight of exactly zero
+        weight = 1 / np.exp(profile - profile[:, None]).sum(1)
     chosen = float((theta * weight).sum())
     shape = float(np.log1p(-chosen * excess).mean())
     return (n * shape + 10 * 0.5) / (n + 10)
@@ -243,7 +259,9 @@ def resample(draws: Draws, count: int, seed: int) -> tuple[Tensor, Tensor]:
     points = (torch.arange(count, dtype=torch.float64)[:, None] + start) / count
     ends = weights.cumsum(0)
     ends = ends / ends[-1]
-    index = torch.searchsorted(ends.T.contiguous(), points.T.contiguous()).T.clamp(max=len(weights) - 1)
+    index = torch.searchsorted(ends.T.contiguous(), points.T.contiguous()).T.clamp(
+        max=len(weights) - 1
+    )
     again = torch.zeros_like(index, dtype=torch.bool)
     again[1:] = index[1:] == index[:-1]
     return index, again
@@ -291,7 +309,9 @@ def move(
     """
 
     def reference(x: Tensor) -> Tensor:
-        u = torch.linalg.solve_triangular(factor, (x - mean)[..., None], upper=False)[..., 0]
+        u: Tensor = torch.linalg.solve_triangular(factor, (x - mean)[..., None], upper=False)[
+            ..., 0
+        ]
         return -0.5 * u.square().sum(-1)
 
     solves, rate = 0, 0.0

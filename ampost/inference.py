@@ -68,9 +68,18 @@ def train(
     settings = settings or Settings()
     bank = banks.build(model, settings.simulations, derive(seed, "bank"), progress)
     if bank.failures:
-        tell(f"{bank.failures} of {settings.simulations} simulations failed and are left out", progress)
+        tell(
+            f"{bank.failures} of {settings.simulations} simulations failed and are left out",
+            progress,
+        )
     return train_estimator(
-        model, bank, settings.schedule, derive(seed, "train"), settings.architecture, settings.batch, progress
+        model,
+        bank,
+        settings.schedule,
+        derive(seed, "train"),
+        settings.architecture,
+        settings.batch,
+        progress,
     )
 
 
@@ -136,7 +145,9 @@ def infer(
     )
 
 
-def correct(model: Model, data: Experiments, trained: Estimator, seed: int, budget: Budget) -> Corrected:
+def correct(
+    model: Model, data: Experiments, trained: Estimator, seed: int, budget: Budget
+) -> Corrected:
     """Network draws -> adapted, frozen proposal -> fresh final round -> equally weighted draws.
 
     Where the weights stay poor, sequential Monte Carlo from the prior takes over.
@@ -172,10 +183,21 @@ def correct(model: Model, data: Experiments, trained: Estimator, seed: int, budg
     if khat < 0.7 and min(size, float(effective.min())) >= 400:
         z, _, moved = importance.equally_weighted(final, joint, budget.draws, derive(seed, "equal"))
         return Corrected(
-            z[:, 0], final, khat, khat_flow, effective, float(evidence), float(error), spent + moved, False, True
+            z[:, 0],
+            final,
+            khat,
+            khat_flow,
+            effective,
+            float(evidence),
+            float(error),
+            spent + moved,
+            False,
+            True,
         )
     with seeded(derive(seed, "smc")):
-        start = model.simulate(budget.draws, derive(seed, "start"), data.without_values()).z[:, None]
+        start = model.simulate(budget.draws, derive(seed, "start"), data.without_values()).z[
+            :, None
+        ]
 
     def parts(z: Tensor) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
@@ -239,9 +261,11 @@ def preliminary(model: Model, data: Experiments, seed: int, progress: bool | Non
     with torch.no_grad():
         value = model.log_joint(start[:, None], data)[:, 0]
     best = start[value.argsort(descending=True)[:3]]
-    found = maximise(lambda z: model.log_joint(z[:, None], data)[:, 0], best, most=60)[0]
+    found = maximise(lambda z: model.log_joint(z[:, None], data)[:, 0], best, most=20)[0]
     values = model.parameters(found.z[None, None], data)
-    words = ", ".join(f"{k} {float(v.flatten()[0]):.3g}" for k, v in values.items() if v.numel() == 1)
+    words = ", ".join(
+        f"{k} {float(v.flatten()[0]):.3g}" for k, v in values.items() if v.numel() == 1
+    )
     tell(f"preliminary fit (3 starts, log joint {found.log_joint:.2f}): {words}", progress)
 
 
@@ -266,7 +290,7 @@ def _scalars(values: dict[str, Tensor]) -> dict[str, float]:
 
 
 def _by_parameter(model: Model, data: Experiments, effective: Tensor) -> dict[str, float]:
-    out = {}
+    out: dict[str, float] = {}
     for site in model.sites(data.count):
         part = effective[site.start : site.start + site.size].tolist()
         number = int(torch.Size((*site.batch, *site.event)).numel())
@@ -344,7 +368,13 @@ def _data_state(
     if outside:
         return "outside the design", outside[0]
     if p_misfit < 0.01:
-        return "misfit", f"The model does not explain the data (p = {p_misfit:.3f} by replicated data)."
+        return (
+            "misfit",
+            f"The model does not explain the data (p = {p_misfit:.3f} by replicated data).",
+        )
     if p_context < 0.01:
-        return "unlike the training data", f"Data like these are rare under the prior (p = {p_context:.3f})."
+        return (
+            "unlike the training data",
+            f"Data like these are rare under the prior (p = {p_context:.3f}).",
+        )
     return "consistent", f"The model explains the data (p = {p_misfit:.2f} by replicated data)."

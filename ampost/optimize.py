@@ -51,7 +51,9 @@ def maximise(log_joint: LogDensity, starts: Tensor, most: int = 200) -> list[Opt
                 options={"maxiter": most, "gtol": 1e-4},
             )
             close = bool(np.linalg.norm(end.jac) < 1e-2 * (1 + abs(end.fun)))
-            found[k] = Optimum(torch.as_tensor(end.x), -float(end.fun), bool(end.success) or close, int(end.nfev))
+            found[k] = Optimum(
+                torch.as_tensor(end.x), -float(end.fun), bool(end.success) or close, int(end.nfev)
+            )
         finally:
             asked.put((k, None))
 
@@ -67,7 +69,9 @@ def maximise(log_joint: LogDensity, starts: Tensor, most: int = 200) -> list[Opt
         else:
             waiting[k] = x
         if waiting and len(waiting) == running:
-            for one, answer in zip(waiting, _gradients(log_joint, list(waiting.values())), strict=True):
+            for one, answer in zip(
+                waiting, _gradients(log_joint, list(waiting.values())), strict=True
+            ):
                 answers[one].put(answer)
             waiting = {}
     return sorted((f for f in found if f is not None), key=lambda f: -f.log_joint)

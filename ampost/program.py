@@ -46,7 +46,9 @@ def odeint(
         name: told apart where a program solves more than once.
     """
     if experiments.inputs and any(callable(v) for v in parameters.values()):
-        raise UnsupportedError("inputs as parameters of an ODE are not supported yet; leave them out")
+        raise UnsupportedError(
+            "inputs as parameters of an ODE are not supported yet; leave them out"
+        )
     return _ode(
         OdeProblem(
             name=name,
@@ -69,7 +71,7 @@ def _ode(problem: OdeProblem) -> Trajectory:
     return Eager()(problem)
 
 
-class answering(Messenger):  # noqa: N801 - a handler, spelt as Pyro's are
+class answering(Messenger):
     """Answer every `odeint` of a program by `solver`: `answering(proxy)(program)`."""
 
     def __init__(self, solver: Solver) -> None:
@@ -82,7 +84,7 @@ class answering(Messenger):  # noqa: N801 - a handler, spelt as Pyro's are
             msg["done"] = True
 
 
-class recording(Messenger):  # noqa: N801
+class recording(Messenger):
     """Record what was asked and answered: pairs of `OdeProblem` and `Trajectory`."""
 
     def __init__(self) -> None:
@@ -104,7 +106,9 @@ def observe(name: str, noise: TorchDistribution, experiments: Experiments) -> Te
     if channel is None:
         return None
     if channel.censoring is not None and bool((channel.censoring[channel.mask] != 0).any()):
-        kinds = sorted({CENSORING[int(c)] for c in channel.censoring[channel.mask].unique()} - {"none"})
+        kinds = sorted(
+            {CENSORING[int(c)] for c in channel.censoring[channel.mask].unique()} - {"none"}
+        )
         raise UnsupportedError(
             f"channel {name!r} has {' and '.join(kinds)}-censored values, whose likelihood is not "
             f"supported yet; leave them out (`censoring == 'none'`) and say so"
@@ -114,10 +118,9 @@ def observe(name: str, noise: TorchDistribution, experiments: Experiments) -> Te
     shape = torch.broadcast_shapes(noise.batch_shape, channel.mask.shape)
     wide = noise.expand(shape)
     observed = None if channel.values is None else _inside(wide, channel)
+    marked: Any = {CHANNEL: name}
     with over_experiments, over_time:
-        value: Tensor = pyro.sample(
-            name, wide.mask(channel.mask), obs=observed, infer={CHANNEL: name}
-        )
+        value: Tensor = pyro.sample(name, wide.mask(channel.mask), obs=observed, infer=marked)
     return value
 
 

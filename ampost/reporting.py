@@ -10,19 +10,15 @@ import xarray as xr
 from ampost import files, plots
 from ampost.experiments import Experiments
 from ampost.model import Model
-from ampost.results import summary
+from ampost.results import summary, values
 
 
 def write(result: xr.DataTree, model: Model, data: Experiments, folder: str | Path) -> list[Path]:
     """Write `posterior.nc`, `summary.csv`, `verdict.json` and pictures; returns their paths."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    fit = result["fit"]
-    verdict = {
-        name: fit[name].item()
-        for name in fit.data_vars
-        if fit[name].ndim == 0 and isinstance(fit[name].item(), (str, int, float))
-    }
+    entries = {str(n): values(result, "fit", n) for n in result["fit"].data_vars}
+    verdict = {name: entry.item() for name, entry in entries.items() if entry.ndim == 0}
     files.write_text(folder / "verdict.json", json.dumps(verdict, indent=2))
     files.write_text(folder / "summary.csv", summary(result).to_csv(index_label="parameter"))
     with files.replacing(folder / "posterior.nc") as temporary:

@@ -55,7 +55,10 @@ def build(
     masks = {name: data.channels[name].mask.reshape(-1).numpy() for name in scores.pointwise}
     coords, dims = _coordinates(model, data)
     posterior = {n: _chained(v[:, 0], chains) for n, v in scores.parameters.items()}
-    posterior |= {n: _chained(v.reshape(len(z), -1).squeeze(-1), chains) for n, v in scores.deterministic.items()}
+    posterior |= {
+        n: _chained(v.reshape(len(z), -1).squeeze(-1), chains)
+        for n, v in scores.deterministic.items()
+    }
 
     def flat(values: Tensor, name: str) -> np.ndarray[Any, Any]:
         return np.asarray(values.reshape(values.shape[0], -1)[:, masks[name]])
@@ -68,7 +71,9 @@ def build(
         },
         "log_likelihood": {n: _fold(flat(v[:, 0], n), chains) for n, v in scores.pointwise.items()},
         "log_prior": {n: _chained(v[:, 0], chains) for n, v in scores.site_log_prior.items()},
-        "posterior_predictive": {n: _fold(flat(v, n), chains) for n, v in predicted.items() if n in masks},
+        "posterior_predictive": {
+            n: _fold(flat(v, n), chains) for n, v in predicted.items() if n in masks
+        },
         "prior": {n: _chained(v, 1) for n, v in prior.items()},
         "observed_data": {n: _observed(data, n)[masks[n]] for n in masks},
     }
@@ -135,28 +140,38 @@ def _fit_dataset(fit: Mapping[str, Any]) -> xr.Dataset:
             out.setdefault("parameter", keys)
         else:
             out[name] = value
-    return xr.Dataset({k: v for k, v in out.items() if k != "parameter"}, {"parameter": out.get("parameter", [])})
+    return xr.Dataset(
+        {k: v for k, v in out.items() if k != "parameter"}, {"parameter": out.get("parameter", [])}
+    )
+
+
+def values(result: xr.DataTree, group: str, name: object) -> np.ndarray[Any, Any]:
+    """The numbers of one variable of a result."""
+    return np.asarray(result[f"{group}/{name}"])
+
+
+def scalars(result: xr.DataTree, name: str) -> dict[str, float]:
+    """A per-parameter entry of `fit` as a dict; empty where it is missing."""
+    if name not in result["fit"]:
+        return {}
+    keys = values(result, "fit", "parameter").tolist()
+    return dict(zip(keys, values(result, "fit", name).tolist(), strict=True))
 
 
 def summary(result: xr.DataTree) -> pd.DataFrame:
     """Per parameter: MAP, mean, sd, 90 % interval, effective size."""
-    fit = result["fit"]
     rows = {}
-    posterior = result["posterior"]
-    for name in posterior.data_vars:
-        values = posterior[name].values
-        wide = values.reshape(values.shape[0] * values.shape[1], -1)
+    for name in result["posterior"].data_vars:
+        drawn = values(result, "posterior", name)
+        wide = drawn.reshape(drawn.shape[0] * drawn.shape[1], -1)
         for k in range(wide.shape[1]):
-            label = name if wide.shape[1] == 1 else f"{name}[{k}]"
             column = wide[:, k]
             low, high = np.quantile(column, [0.05, 0.95])
-            row: dict[str, float] = {"mean": column.mean(), "sd": column.std(), "5 %": low, "95 %": high}
-            rows[str(label)] = row
+            label = str(name) if wide.shape[1] == 1 else f"{name}[{k}]"
+            rows[label] = {"mean": column.mean(), "sd": column.std(), "5 %": low, "95 %": high}
     table = pd.DataFrame.from_dict(rows, orient="index")
-    for column, source in (("MAP", "map_z"), ("ESS", "effective_size")):
-        if source in fit:
-            known = dict(zip(fit["parameter"].values.tolist(), fit[source].values.tolist(), strict=True))
-            table.insert(len(table.columns) if column == "ESS" else 0, column, table.index.map(known))
+    table.insert(0, "MAP", table.index.map(scalars(result, "map_z")))
+    table["ESS"] = table.index.map(scalars(result, "effective_size"))
     return table
 
 

@@ -27,7 +27,7 @@ def derive(seed: int, *keys: str | int) -> int:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Run a block under `seed` (torch, numpy, random) and leave the caller's generators as found."""
+    """Run a block under `seed` (torch, numpy, random), leaving the caller's as they were."""
     numpy_state = np.random.get_state()  # noqa: NPY002 - Pyro and sbi read the global generator
     python_state = random.getstate()
     with torch.random.fork_rng(devices=_devices()):

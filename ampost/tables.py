@@ -60,7 +60,9 @@ def read_table(
     table, where = _frame(source, "the table")
     if by is not None:
         if by not in table:
-            raise TableError(f"{where} has no column {by!r} for by=; it has {', '.join(table.columns)}")
+            raise TableError(
+                f"{where} has no column {by!r} for by=; it has {', '.join(table.columns)}"
+            )
         table = table.assign(dataset=table[by]).drop(columns=[by])
     if not len(table):
         raise TableError(f"{where} has no rows; expected one row per measurement")
@@ -93,7 +95,9 @@ def read_table(
         for name, frame in (("conditions", conditions), ("doses", doses), ("inputs", inputs))
         if frame is not None
     }
-    records = [_record(str(k), part, further, where) for k, part in table.groupby("dataset", sort=False)]
+    records = [
+        _record(str(k), part, further, where) for k, part in table.groupby("dataset", sort=False)
+    ]
     record = stack(records) if len(records) > 1 else records[0]
     if say:
         tell(account(record, len(table), where))
@@ -111,13 +115,20 @@ def account(record: Experiments, rows: int, where: str) -> str:
     if record.conditions:
         lines.append(f"  conditions: {', '.join(record.conditions)}")
     if record.doses.any:
-        lines.append(f"  doses: {int(record.doses.mask.sum())} into {', '.join(record.doses.targets)}")
+        lines.append(
+            f"  doses: {int(record.doses.mask.sum())} into {', '.join(record.doses.targets)}"
+        )
     return "\n".join(lines)
 
 
 def to_tables(record: Experiments) -> Tables:
     """The record as tidy tables; `read_table` of them gives the record back."""
-    parts: dict[str, list[dict[str, Any]]] = {"measurements": [], "conditions": [], "doses": [], "inputs": []}
+    parts: dict[str, list[dict[str, Any]]] = {
+        "measurements": [],
+        "conditions": [],
+        "doses": [],
+        "inputs": [],
+    }
     for single in record.split():
         for name, rows in _rows(single).items():
             parts[name] += rows
@@ -125,7 +136,12 @@ def to_tables(record: Experiments) -> Tables:
 
 
 def _rows(record: Experiments) -> dict[str, list[dict[str, Any]]]:
-    out: dict[str, list[dict[str, Any]]] = {"measurements": [], "conditions": [], "doses": [], "inputs": []}
+    out: dict[str, list[dict[str, Any]]] = {
+        "measurements": [],
+        "conditions": [],
+        "doses": [],
+        "inputs": [],
+    }
     doses = record.doses
     for e in range(record.count):
         if not bool(record.live[e]):
@@ -133,9 +149,13 @@ def _rows(record: Experiments) -> dict[str, list[dict[str, Any]]]:
         key = {"dataset": record.datasets[0], "experiment": record.names[0][e]}
         for name, channel in record.channels.items():
             for t in channel.mask[e].nonzero()[:, 0].tolist():
-                out["measurements"].append({**key, "observable": name, **_measurement(record, channel, e, t)})
+                out["measurements"].append(
+                    {**key, "observable": name, **_measurement(record, channel, e, t)}
+                )
         if record.conditions:
-            out["conditions"].append({**key, **{k: float(v[e, 0]) for k, v in record.conditions.items()}})
+            out["conditions"].append(
+                {**key, **{k: float(v[e, 0]) for k, v in record.conditions.items()}}
+            )
         out["doses"] += [
             {
                 **key,
@@ -189,7 +209,9 @@ def _frame(source: str | Path | pd.DataFrame, what: str) -> tuple[pd.DataFrame, 
     try:
         return pd.read_csv(path, skipinitialspace=True), path.name
     except pd.errors.EmptyDataError as error:
-        raise TableError(f"{path.name} is empty; expected a header and one row per measurement") from error
+        raise TableError(
+            f"{path.name} is empty; expected a header and one row per measurement"
+        ) from error
 
 
 def _defaults(table: pd.DataFrame) -> pd.DataFrame:
@@ -242,10 +264,12 @@ def _record(
     covariates = _covariates(table)
     conditions = {
         name: torch.tensor(
-            [[float(table.loc[table["experiment"] == e, name].iloc[0])] for e in names], dtype=torch.float64
+            [[float(table.loc[table["experiment"] == e, name].iloc[0])] for e in names],
+            dtype=torch.float64,
         )
         for name in covariates
-        if bool(table[name].notna().all()) and bool((table.groupby("experiment")[name].nunique() == 1).all())
+        if bool(table[name].notna().all())
+        and bool((table.groupby("experiment")[name].nunique() == 1).all())
     }
     per_row = [name for name in covariates if name not in conditions]
     mine = {
@@ -330,7 +354,9 @@ def _channel(
         censoring = torch.zeros(shape, dtype=torch.long)
         for row, word in part["censoring"].fillna("none").items():
             if word not in CENSORING:
-                raise TableError(f"row {row}: censoring is {word!r}, expected one of {', '.join(CENSORING)}")
+                raise TableError(
+                    f"row {row}: censoring is {word!r}, expected one of {', '.join(CENSORING)}"
+                )
             censoring[slots[row]] = CENSORING.index(word)
     return Channel(
         mask=mask,
@@ -348,17 +374,22 @@ def _conditions(frame: pd.DataFrame, names: list[str], dataset: str) -> dict[str
     indexed = frame.set_index("experiment")
     for name in names:
         if name not in indexed.index:
-            raise TableError(f"the conditions lack experiment {name!r} of data set {dataset!r}; add its row")
+            raise TableError(
+                f"the conditions lack experiment {name!r} of data set {dataset!r}; add its row"
+            )
     columns = [c for c in indexed.columns if c != "dataset"]
     return {
-        str(c): torch.tensor([[float(indexed.loc[n, c])] for n in names], dtype=torch.float64) for c in columns
+        str(c): torch.tensor([[float(indexed.loc[n, c])] for n in names], dtype=torch.float64)
+        for c in columns
     }
 
 
 def _doses(frame: pd.DataFrame, names: list[str]) -> Doses:
     unknown = set(frame["experiment"]) - set(names)
     if unknown:
-        raise TableError(f"the doses name experiment {sorted(unknown)[0]!r}, which has no measurements")
+        raise TableError(
+            f"the doses name experiment {sorted(unknown)[0]!r}, which has no measurements"
+        )
     targets = tuple(dict.fromkeys(frame["target"].astype(str)))
     parts = [frame[frame["experiment"] == n].sort_values("time", kind="stable") for n in names]
     width = max(len(p) for p in parts)

@@ -80,11 +80,13 @@ def fit(
                 norm = nn.utils.clip_grad_norm_(module.parameters(), schedule.clip)
                 if bool(torch.isfinite(norm)) and bool(torch.isfinite(value)):
                     optimiser.step()
-                    losses.append(float(value))
+                    losses.append(float(value.detach()))
                 else:
                     skipped += 1
                     if skipped > 50 and skipped > len(losses):
-                        raise TrainingError(f"the loss was not finite in {skipped} of {step + 1} batches")
+                        raise TrainingError(
+                            f"the loss was not finite in {skipped} of {step + 1} batches"
+                        )
                 step += 1
                 bar.advance()
                 if step % schedule.validate_every == 0:
@@ -106,7 +108,14 @@ def fit(
     module.load_state_dict(kept)
     module.eval()
     seconds = time.monotonic() - began
-    return FitReport(step, seconds, tuple(losses[:: max(1, len(losses) // 500)]), tuple(checks), best, interrupted)
+    return FitReport(
+        step,
+        seconds,
+        tuple(losses[:: max(1, len(losses) // 500)]),
+        tuple(checks),
+        best,
+        interrupted,
+    )
 
 
 def _one_cycle(done: float) -> float:

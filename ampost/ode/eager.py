@@ -23,7 +23,13 @@ _A = (
     (-0.008480655492356989, 0.335480655492357),
     (2.8971530571054935, -6.359448489975075, 4.3622954328695815),
     (5.325864828439257, -11.748883564062828, 7.4955393428898365, -0.09249506636175525),
-    (5.86145544294642, -12.92096931784711, 8.159367898576159, -0.071584973281401, -0.028269050394068383),
+    (
+        5.86145544294642,
+        -12.92096931784711,
+        8.159367898576159,
+        -0.071584973281401,
+        -0.028269050394068383,
+    ),
     (
         0.09646076681806523,
         0.01,
@@ -93,7 +99,9 @@ def _edges(rows: Rows) -> _Edges:
     end = torch.where(infused & rows.dose_mask, rows.dose_time + rows.dose_duration, torch.inf)
     nothing = torch.zeros_like(bolus)
     return _sorted(
-        _Edges(torch.cat([time, end], 1), torch.cat([bolus, nothing], 1), torch.cat([rate, -rate], 1))
+        _Edges(
+            torch.cat([time, end], 1), torch.cat([bolus, nothing], 1), torch.cat([rate, -rate], 1)
+        )
     )
 
 
@@ -189,7 +197,9 @@ class _Run:
         self.emit_at(front, before=False)
         slope = self.slopes(front.time, front.state, front.row, front.infusion)
         front = replace(front, slope=slope, step=self.first_step(front, slope))
-        broken = ~torch.isfinite(slope.detach()).all(1) | ~torch.isfinite(front.state.detach()).all(1)
+        broken = ~torch.isfinite(slope.detach()).all(1) | ~torch.isfinite(front.state.detach()).all(
+            1
+        )
         self.status[front.row[broken]] = int(Status.NOT_FINITE)
         return front.rows(((self.last > rows.start_time) & ~broken).nonzero()[:, 0])
 
@@ -253,7 +263,9 @@ class _Run:
             trial = torch.where(clipped, room, front.step)
             stages, state = self.stages(front, trial)
             wrong = trial[:, None] * sum(e * k for e, k in zip(_ERROR, stages, strict=True))
-            scale = self.solver.atol + self.solver.rtol * torch.maximum(front.state.abs(), state.abs())
+            scale = self.solver.atol + self.solver.rtol * torch.maximum(
+                front.state.abs(), state.abs()
+            )
             error = (wrong / scale).square().mean(1).sqrt()
             error = torch.where(torch.isfinite(error), error, torch.inf)
             good = error <= 1.0

@@ -123,7 +123,9 @@ def check(problem: OdeProblem) -> None:
         raise OdeError(f"odeint {problem.name!r} has no initial state; give one value per state")
     for name in problem.initial:
         if name in RESERVED or name.startswith("_"):
-            raise OdeError(f"a state cannot be named {name!r}: it would hide an attribute; rename it")
+            raise OdeError(
+                f"a state cannot be named {name!r}: it would hide an attribute; rename it"
+            )
     for kind, values in (("initial state", problem.initial), ("parameter", problem.parameters)):
         for name, value in values.items():
             if value.dim() and value.shape[-1] != 1:
@@ -186,7 +188,7 @@ def stacked(
 
     def slopes(t: Tensor, y: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
         given = SimpleNamespace(**{n: y[..., k] for k, n in enumerate(names)})
-        answer = problem.rhs(t, given, SimpleNamespace(**parameters))
+        answer: Any = problem.rhs(t, given, SimpleNamespace(**parameters))
         if not isinstance(answer, Mapping) or set(answer) != set(names):
             got = sorted(answer) if isinstance(answer, Mapping) else type(answer).__name__
             raise OdeError(

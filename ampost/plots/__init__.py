@@ -8,6 +8,7 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from ampost.experiments import Experiments
+from ampost.results import scalars, values
 
 COLOURS = ("#1f6f8b", "#c8553d", "#5b8c5a", "#8e6c8a", "#d9a441")
 
@@ -19,12 +20,12 @@ def predictive(result: xr.DataTree, data: Experiments, units: dict[str, str]) ->
     axes = figure.subplots(1, len(names), squeeze=False)[0]
     for axis, name in zip(axes, names, strict=True):
         channel = data.channels[name]
-        drawn = result["posterior_predictive"][name].values
+        drawn = values(result, "posterior_predictive", name)
         drawn = drawn.reshape(-1, drawn.shape[-1])
         where = channel.mask.nonzero()
         times = data.times[channel.mask].numpy()
         assert channel.values is not None
-        values = channel.values[channel.mask].numpy()
+        seen = channel.values[channel.mask].numpy()
         for e in range(data.count):
             mine = (where[:, 0] == e).numpy()
             colour = COLOURS[e % len(COLOURS)]
@@ -35,7 +36,14 @@ def predictive(result: xr.DataTree, data: Experiments, units: dict[str, str]) ->
                 axis.fill_between(t, *bands, color=colour, alpha=alpha, lw=0)
             axis.plot(t, np.median(y, 0), color=colour, lw=1.2)
             label = data.names[0][e] if data.count > 1 else "data"
-            axis.plot(t, values[mine][order], "o", ms=4, color="black" if data.count == 1 else colour, label=label)
+            axis.plot(
+                t,
+                seen[mine][order],
+                "o",
+                ms=4,
+                color="black" if data.count == 1 else colour,
+                label=label,
+            )
         axis.set_xlabel(f"time [{units['time']}]" if "time" in units else "time")
         axis.set_ylabel(f"{name} [{units[name]}]" if name in units else name)
         axis.legend(frameon=False, title="experiment" if data.count > 1 else None)
@@ -45,13 +53,10 @@ def predictive(result: xr.DataTree, data: Experiments, units: dict[str, str]) ->
 
 def pairs(result: xr.DataTree) -> Figure:
     """Every pair of scalar parameters, marginals on the diagonal, the MAP marked."""
-    posterior = result["posterior"]
-    names = [str(n) for n in posterior.data_vars if posterior[n].ndim == 2]
-    draws = np.stack([posterior[n].values.reshape(-1) for n in names])
-    fit = result["fit"]
-    mode: dict[str, float] = {}
-    if "map_z" in fit:
-        mode = dict(zip(fit["parameter"].values.tolist(), fit["map_z"].values.tolist(), strict=True))
+    found = {str(n): values(result, "posterior", n) for n in result["posterior"].data_vars}
+    names = [name for name, drawn in found.items() if drawn.ndim == 2]
+    draws = np.stack([found[name].reshape(-1) for name in names])
+    mode = scalars(result, "map_z")
     size = len(names)
     figure = Figure(figsize=(1.7 * size + 0.6, 1.7 * size + 0.6), layout="constrained")
     axes = figure.subplots(size, size, squeeze=False)

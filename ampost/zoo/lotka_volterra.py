@@ -26,7 +26,10 @@ UNITS = {"time": "year", "hare": "1000 pelts", "lynx": "1000 pelts"}
 
 def predation(t: Any, y: Any, p: Any) -> Mapping[str, Any]:  # noqa: ANN401
     """Lotka and Volterra's equations for hare and lynx."""
-    return {"hare": (p.birth - p.hunt * y.lynx) * y.hare, "lynx": (p.gain * y.hare - p.death) * y.lynx}
+    return {
+        "hare": (p.birth - p.hunt * y.lynx) * y.hare,
+        "lynx": (p.gain * y.hare - p.death) * y.lynx,
+    }
 
 
 def lotka_volterra(experiments: Experiments) -> None:

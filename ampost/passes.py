@@ -1,0 +1,233 @@
+"""Handlers that run a program for a `Model`: latents from z or the prior, channels scored or drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pyro
+import torch
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+
+from ampost.bijection import Standard, bijection
+from ampost.errors import ModelError
+from ampost.ode.problem import OdeProblem, Solver, Trajectory
+from ampost.program import is_observation
+
+
+@dataclass(frozen=True)
+class Site:
+    """One latent site: where it stands in z and how it is shaped.
+
+    `batch` is its batch shape on the model's axes (..., experiment, 1), `event` its event shape,
+    `z_event` the event shape in z (one less for a simplex).
+    """
+
+    name: str
+    batch: tuple[int, ...]
+    event: tuple[int, ...]
+    z_event: tuple[int, ...]
+    start: int
+    exact: bool
+    standard: Standard | None
+
+    @property
+    def size(self) -> int:
+        """How many coordinates of z it takes."""
+        return int(torch.Size((*self.batch, *self.z_event)).numel())
+
+    @property
+    def local(self) -> bool:
+        """Whether it has one value per experiment."""
+        return self.batch[-2] > 1
+
+
+class Holding:
+    """A solver that remembers which rows failed and, if asked, holds their last finite state."""
+
+    def __init__(self, solver: Solver, hold: bool = True) -> None:
+        self.solver, self.hold = solver, hold
+        self.statuses: list[Tensor] = []
+
+    def __call__(self, problem: OdeProblem) -> Trajectory:
+        trajectory = self.solver(problem)
+        self.statuses.append(trajectory.status)
+        return replace(trajectory, states=held(trajectory.states)) if self.hold else trajectory
+
+    def failed(self, lead: tuple[int, ...]) -> Tensor:
+        """Rows (*lead) with any failure."""
+        failed = torch.zeros(lead, dtype=torch.bool)
+        for status in self.statuses:
+            bad = status != 0
+            bad = bad.expand(
+                torch.broadcast_shapes(bad.shape, (*lead, *(1,) * (bad.dim() - len(lead))))
+            )
+            failed |= bad.flatten(len(lead)).any(-1) if bad.dim() > len(lead) else bad
+        return failed
+
+
+def held(states: Tensor) -> Tensor:
+    """States (..., time, state) with every non-finite entry replaced by the last finite one (or 0)."""
+    good = torch.isfinite(states)
+    if bool(good.all()):
+        return states
+    place = torch.arange(states.shape[-2])[:, None].expand_as(states)
+    last = torch.where(good, place, 0).cummax(-2).values
+    return torch.nan_to_num(states.gather(-2, last), nan=0.0, posinf=0.0, neginf=0.0)
+
+
+def idle(problem: OdeProblem) -> Trajectory:
+    """Answers an ODE without solving it: the initial state throughout. For what needs no trajectory."""
+    shape = torch.broadcast_shapes(
+        problem.experiments.times.shape, *(v.shape for v in problem.initial.values())
+    )
+    states = torch.stack([v.expand(shape) for v in problem.initial.values()], -1)
+    status = torch.zeros(shape[:-1], dtype=torch.long)
+    return Trajectory(problem.experiments.times, states, status, tuple(problem.initial))
+
+
+class Pass(Messenger):
+    """One pass: latents set from z or drawn from the prior, channels scored or drawn."""
+
+    def __init__(
+        self,
+        sites: tuple[Site, ...],
+        z: Tensor | None,
+        lead: tuple[int, ...],
+        depth: int,
+        draw: bool,
+    ) -> None:
+        super().__init__()
+        self.sites = {site.name: site for site in sites}
+        self.z, self.lead, self.depth, self.draw = z, lead, depth, draw
+        self.z_parts: dict[str, Tensor] = {}
+        self.theta: dict[str, Tensor] = {}
+        self.site_log_prior: dict[str, Tensor] = {}
+        self.total_log_prior = torch.zeros(lead, dtype=torch.float64)
+        self.log_likelihood: dict[str, Tensor] = {}
+        self.values: dict[str, Tensor] = {}
+        self.noises: dict[str, Any] = {}
+        self.deterministic: dict[str, Tensor] = {}
+
+    def _pyro_sample(self, msg: Any) -> None:  # noqa: ANN401 - Pyro's message
+        if msg["done"] or type(msg["fn"]).__name__ == "_Subsample":
+            return
+        if msg["infer"].get("_deterministic"):
+            self.deterministic[msg["name"]] = msg["value"]
+        elif is_observation(msg):
+            self._observation(msg)
+        elif msg["name"] in self.sites:
+            self._latent(msg, self.sites[msg["name"]])
+        else:
+            raise ModelError(f"site {msg['name']!r} was not there when the program was traced")
+        msg["done"] = True
+
+    def _latent(self, msg: Any, site: Site) -> None:  # noqa: ANN401
+        fn = msg["fn"]
+        map_ = bijection(fn, site.standard)
+        shape = (*self.lead, *site.batch)
+        if self.z is not None:
+            z = self.z[..., site.start : site.start + site.size].reshape(*shape, *site.z_event)
+            theta = map_.forward(z)
+        elif site.exact:
+            z = torch.randn(*shape, *site.z_event)
+            theta = map_.forward(z)
+        else:
+            theta = fn.expand(torch.Size(shape)).sample()
+            z = map_.inverse(theta)
+        self.z_parts[site.name] = z
+        self.theta[site.name] = theta
+        if not self.draw:
+            log_prior = total(map_.log_prior(z, theta), self.lead, self.depth)
+            self.total_log_prior = self.total_log_prior + log_prior
+            self.site_log_prior[site.name] = total(fn.log_prob(theta), self.lead, self.depth)
+        msg["value"] = theta
+
+    def _observation(self, msg: Any) -> None:  # noqa: ANN401
+        if msg["is_observed"]:
+            self.noises[msg["name"]] = msg["fn"]
+            self.log_likelihood[msg["name"]] = msg["fn"].log_prob(msg["value"])
+            return
+        fn = msg["fn"]
+        if self.draw:
+            shape = torch.broadcast_shapes(fn.batch_shape, (*self.lead, *(1,) * self.depth))
+            msg["value"] = fn.expand(shape).sample()
+            self.values[msg["name"]] = msg["value"]
+        else:
+            msg["value"] = torch.zeros(fn.batch_shape)
+
+    def z_of(self, sites: tuple[Site, ...]) -> Tensor:
+        """The z that was used, (*lead, z)."""
+        parts = [self.z_parts[s.name].reshape(*self.lead, -1) for s in sites]
+        return torch.cat(parts, -1)
+
+    def named(self, sites: tuple[Site, ...]) -> dict[str, Tensor]:
+        """Parameters as (*lead, ...): axes of size 1 of the batch dropped."""
+        out = {}
+        for site in sites:
+            kept = [n for n in site.batch if n > 1]
+            full = self.theta[site.name].expand(*self.lead, *site.batch, *site.event)
+            out[site.name] = full.reshape(*self.lead, *kept, *site.event)
+        return out
+
+
+class PriorDraw(Messenger):
+    """Latents drawn as the program says, channels not drawn at all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.values: dict[str, Tensor] = {}
+
+    def _pyro_sample(self, msg: Any) -> None:  # noqa: ANN401
+        if is_observation(msg) and not msg["is_observed"]:
+            msg["value"], msg["done"] = torch.zeros(msg["fn"].batch_shape), True
+
+    def _pyro_post_sample(self, msg: Any) -> None:  # noqa: ANN401
+        if not is_observation(msg) and not msg["is_observed"]:
+            self.values[msg["name"]] = msg["value"]
+
+
+class Asked(Messenger):
+    """Which channels the program observes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.channels: list[str] = []
+
+    def _pyro_channel(self, msg: Any) -> None:  # noqa: ANN401
+        if msg["args"][0] not in self.channels:
+            self.channels.append(msg["args"][0])
+
+
+class Fixed(Messenger):
+    """Latent sites held at given values and hidden from every other handler."""
+
+    def __init__(self, values: Mapping[str, float]) -> None:
+        super().__init__()
+        self.fixed = values
+
+    def _pyro_sample(self, msg: Any) -> None:  # noqa: ANN401
+        if msg["name"] in self.fixed:
+            msg["value"] = torch.as_tensor(self.fixed[msg["name"]], dtype=torch.float64)
+            msg["done"] = msg["stop"] = True
+
+
+def total(value: Tensor, lead: tuple[int, ...], depth: int) -> Tensor:
+    """`value` (broadcasting to (*lead, ...depth)) summed over the model's own axes."""
+    full = value.expand(torch.broadcast_shapes(value.shape, (*lead, *(1,) * depth)))
+    return full.flatten(len(lead)).sum(-1)
+
+
+@contextmanager
+def double() -> Iterator[None]:
+    """float64 and no argument checks, as MCMC runs programs; both restored."""
+    dtype = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with pyro.validation_enabled(False):
+            yield
+    finally:
+        torch.set_default_dtype(dtype)

@@ -1,0 +1,34 @@
+"""Shared: the reference data, and one small trained estimator for all tests."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from ampost import Estimator, Model
+from ampost.inference import Settings, train
+from ampost.training import Schedule
+from ampost.zoo import michaelis_menten
+
+torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def reference() -> Path:
+    default = Path(__file__).parents[2] / "shared" / "reference"
+    folder = Path(os.environ.get("AMPOST_REFERENCE", default))
+    if not folder.is_dir():
+        pytest.skip(f"no reference data at {folder}; set AMPOST_REFERENCE")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def kinetics() -> Model:
+    return michaelis_menten.model()
+
+
+@pytest.fixture(scope="session")
+def trained(kinetics: Model) -> Estimator:
+    settings = Settings(simulations=4_000, schedule=Schedule(steps=500))
+    return train(kinetics, settings, seed=1, progress=False)
