@@ -5,7 +5,6 @@ interpretation of that program. Names are loaded on first use, so `import ampost
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
 

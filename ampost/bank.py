@@ -55,9 +55,7 @@ class Bank:
             part = Track(track.times[index], track.states[index], track.slopes[index], track.names)
             states = interpolate(part, where, problem.experiments.after_dose.reshape(where.shape))
             states = states.reshape(*times.shape, len(track.names))
-            return Trajectory(
-                times, states, torch.zeros(times.shape[:-1], dtype=torch.long), track.names
-            )
+            return Trajectory(times, states, torch.zeros(times.shape[:-1], dtype=torch.long), track.names)
 
         return answer
 
@@ -76,9 +74,7 @@ def interpolate(track: Track, times: Tensor, after: Tensor) -> Tensor:
     x = ((times - t0).clamp(min=0.0)[..., None] / h).clamp(max=1.0)
     x = torch.where((t1 > t0)[..., None], x, after[..., None].to(x))
     down, up = (1 - x) ** 2, x**2
-    value = (
-        down * (1 + 2 * x) * y0 + up * (3 - 2 * x) * y1 + h * (x * down * f0 - up * (1 - x) * f1)
-    )
+    value = down * (1 + 2 * x) * y0 + up * (3 - 2 * x) * y1 + h * (x * down * f0 - up * (1 - x) * f1)
     # a cubic may undershoot between two non-negative knots; the solution does not
     floor = torch.where((y0 >= 0) & (y1 >= 0), 0.0, -torch.inf)
     return torch.maximum(value, floor)
@@ -102,9 +98,7 @@ def build(model: Model, rows: int, seed: int, show: bool | None = None, chunk: i
     if len(parts) == 1:
         return first
     tracks = {name: _end_to_end([p.tracks[name] for p in parts]) for name in first.tracks}
-    return Bank(
-        torch.cat([p.z for p in parts]), _joined([p.protocols for p in parts]), tracks, failures
-    )
+    return Bank(torch.cat([p.z for p in parts]), _joined([p.protocols for p in parts]), tracks, failures)
 
 
 def _end_to_end(tracks: list[Track]) -> Track:
@@ -170,9 +164,7 @@ def _grid(model: Model, protocols: Experiments) -> tuple[Tensor, Tensor]:
     edges = torch.cat([time, time + doses.duration], -1).clamp(max=end)
     near = (edges[..., None] + (end - start) * early[::4]).flatten(-2).clamp(max=end)
     both = torch.cat([knots, near, edges, edges], -1)
-    after = torch.cat(
-        [torch.zeros_like(torch.cat([knots, near, edges], -1)), torch.ones_like(edges)], -1
-    )
+    after = torch.cat([torch.zeros_like(torch.cat([knots, near, edges], -1)), torch.ones_like(edges)], -1)
     order = (both + 0.0).sort(dim=-1, stable=True).indices
     return both.gather(-1, order), after.gather(-1, order).bool()
 

@@ -87,9 +87,7 @@ class _Unconstrained:
         return torch.zeros(self.z_shape()) if self.standard is None else self.standard.shift
 
     def forward(self, z: Tensor) -> Tensor:
-        theta: Tensor = biject_to(self.distribution.support)(
-            self._shift().to(z) + self._scale().to(z) * z
-        )
+        theta: Tensor = biject_to(self.distribution.support)(self._shift().to(z) + self._scale().to(z) * z)
         return theta
 
     def inverse(self, theta: Tensor) -> Tensor:
@@ -118,9 +116,7 @@ def bijection(distribution: Any, standard: Standard | None = None) -> Bijection:
     while isinstance(base, td.Independent):
         base = base.base_dist
     if getattr(base.support, "is_discrete", False):
-        raise ModelError(
-            f"{type(base).__name__} is discrete and has no map from z; make it continuous"
-        )
+        raise ModelError(f"{type(base).__name__} is discrete and has no map from z; make it continuous")
     for kind, build in _EXACT:
         if isinstance(base, kind):
             return _Exact(event, *build(base))
@@ -162,7 +158,8 @@ def _uniform(d: Any) -> Maps:  # noqa: ANN401
 
     def to_z(x: Tensor) -> Tensor:
         low, high = (x - d.low) / span, (d.high - x) / span
-        return torch.where(low < 0.5, ndtri(low.clamp(max=0.5)), -ndtri(high.clamp(max=0.5)))
+        z: Tensor = torch.where(low < 0.5, ndtri(low.clamp(max=0.5)), -ndtri(high.clamp(max=0.5)))
+        return z
 
     return to_theta, to_z
 
@@ -177,7 +174,8 @@ def _half_normal(d: Any) -> Maps:  # noqa: ANN401
         u = x / d.scale
         near = ndtri(torch.erf(u.clamp(max=0.6745) / _ROOT2))
         far = -ndtri(2 * ndtr(-u.clamp(min=0.6744)))
-        return torch.where(u < 0.6745, near, far)
+        z: Tensor = torch.where(u < 0.6745, near, far)
+        return z
 
     return to_theta, to_z
 
@@ -194,7 +192,8 @@ def _half_cauchy(d: Any) -> Maps:  # noqa: ANN401
         u = x / d.scale
         near = ndtri(torch.atan(u.clamp(max=1.0)) / quarter)
         far = -ndtri(torch.atan(1 / u.clamp(min=1.0)) / quarter)
-        return torch.where(u < 1, near, far)
+        z: Tensor = torch.where(u < 1, near, far)
+        return z
 
     return to_theta, to_z
 
@@ -204,7 +203,8 @@ def _exponential(d: Any) -> Maps:  # noqa: ANN401
         u = d.rate * x
         near = ndtri(-torch.expm1(-u.clamp(max=math.log(2.0))))
         far = -ndtri(torch.exp(-u.clamp(min=math.log(2.0))))
-        return torch.where(u < math.log(2.0), near, far)
+        z: Tensor = torch.where(u < math.log(2.0), near, far)
+        return z
 
     return (lambda z: -log_ndtr(-z) / d.rate), to_z
 
@@ -242,7 +242,8 @@ def _multivariate(d: Any) -> Maps:  # noqa: ANN401
     def to_z(x: Tensor) -> Tensor:
         centred = (x - d.loc)[..., None]
         factor = d.scale_tril.expand(*centred.shape[:-2], *d.scale_tril.shape[-2:])
-        return torch.linalg.solve_triangular(factor, centred, upper=False)[..., 0]
+        z: Tensor = torch.linalg.solve_triangular(factor, centred, upper=False)[..., 0]
+        return z
 
     return to_theta, to_z
 

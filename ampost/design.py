@@ -122,9 +122,7 @@ class Design:
         """The observer's half: fresh times and masks for every protocol, without values."""
         with seeded(seed):
             shape = tuple(protocols.live.shape)
-            cut = torch.where(
-                torch.rand(shape) < self.cut, 0.3 + 0.7 * torch.rand(shape), torch.inf
-            )
+            cut = torch.where(torch.rand(shape) < self.cut, 0.3 + 0.7 * torch.rand(shape), torch.inf)
             cut = (self.start + (self.horizon - self.start) * cut)[..., None]
             groups = [list(self.channels)] if self.together else [[n] for n in self.channels]
             grids = [_draw_times(self.channels[g[0]], shape) for g in groups]
@@ -132,17 +130,13 @@ class Design:
             masks: dict[str, Tensor] = {}
             for index, group in enumerate(groups):
                 for name in group:
-                    parts = [
-                        m if k == index else torch.zeros_like(m) for k, (_, m) in enumerate(grids)
-                    ]
+                    parts = [m if k == index else torch.zeros_like(m) for k, (_, m) in enumerate(grids)]
                     seen = torch.cat(parts, -1) & (times <= cut) & protocols.live[..., None]
                     masks[name] = seen & _kept(self.channels[name], tuple(seen.shape))
             masks = _never_empty(masks, protocols.live)
             anything = torch.stack(list(masks.values())).any(0)
             last = torch.where(anything, times, -torch.inf).amax(-1, keepdim=True)
-            times = torch.where(
-                anything, times, torch.where(torch.isfinite(last), last, self.start)
-            )
+            times = torch.where(anything, times, torch.where(torch.isfinite(last), last, self.start))
             order = torch.sort(torch.where(anything, times, torch.inf), dim=-1, stable=True).indices
             return replace(
                 protocols,
@@ -153,9 +147,7 @@ class Design:
 
     def draw(self, count: int, seed: int) -> Experiments:
         """Both halves: `count` sets of experiments to look at, (draw, experiment, time)."""
-        return self.draw_looks(
-            self.draw_protocols(count, derive(seed, "protocols")), derive(seed, "looks")
-        )
+        return self.draw_looks(self.draw_protocols(count, derive(seed, "protocols")), derive(seed, "looks"))
 
     def outside(self, data: Experiments) -> list[str]:
         """Why `data` lie outside this design, one sentence each; empty if they lie inside."""
@@ -173,9 +165,7 @@ class Design:
         found = []
         number = int(record.live.sum())
         if not self.experiments[0] <= number <= self.experiments[1]:
-            found.append(
-                f"{where}{number} experiments, the design has {self.experiments}; {remedy}"
-            )
+            found.append(f"{where}{number} experiments, the design has {self.experiments}; {remedy}")
         for name, (low, high) in self.conditions.items():
             values = record[name][record.live]
             slack = 1e-9 * max(abs(low), abs(high))
@@ -204,9 +194,7 @@ class Design:
                         f"design ends at {self.horizon:.4g}; {remedy}"
                     )
                 if len(times) / distinct > look.replicates[1]:
-                    found.append(
-                        f"{where}channel {name!r} has more replicates than the design; {remedy}"
-                    )
+                    found.append(f"{where}channel {name!r} has more replicates than the design; {remedy}")
         if int(record.doses.mask.sum(-1).max() if record.doses.any else 0) > len(self.doses):
             found.append(f"{where}more doses than the design's {len(self.doses)}; {remedy}")
         return found
@@ -234,11 +222,7 @@ class Design:
         """What `to_json` gave, also after a passage through JSON."""
         looks = {name: Looks(**tuples(look)) for name, look in stored["channels"].items()}
         plans = tuple(DosePlan(**tuples(plan)) for plan in stored["doses"])
-        rest = {
-            k: v
-            for k, v in stored.items()
-            if k not in {"channels", "doses", "conditions", "experiments"}
-        }
+        rest = {k: v for k, v in stored.items() if k not in {"channels", "doses", "conditions", "experiments"}}
         return cls(
             channels=looks,
             doses=plans,
@@ -323,16 +307,12 @@ def _draw_times(look: Looks, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     number = torch.randint(low, high + 1, (*shape, 1))
     copies = torch.randint(look.replicates[0], repeats + 1, (*shape, 1, 1))
     slot = torch.arange(high, dtype=torch.float64)
-    jitter = torch.rand(*shape, 1, dtype=torch.float64) * (
-        torch.rand(*shape, high, dtype=torch.float64) - 0.5
-    )
+    jitter = torch.rand(*shape, 1, dtype=torch.float64) * (torch.rand(*shape, high, dtype=torch.float64) - 0.5)
     gaps = (len(look.times) - 1) / (number - 1).clamp(min=1)
     place = (slot + jitter) * gaps
     alone = torch.rand(*shape, 1, dtype=torch.float64) * (len(look.times) - 1)
     place = torch.where(number == 1, alone, place)
-    base = torch.tensor(
-        [*look.times, 2 * _after_last(look.times) - look.times[-1]], dtype=torch.float64
-    )
+    base = torch.tensor([*look.times, 2 * _after_last(look.times) - look.times[-1]], dtype=torch.float64)
     place = place.clamp(0.0, len(look.times) - 0.5 if len(look.times) > 1 else 0.0)
     left = place.floor().long()
     times = base[left] + (place - left) * (base[left + 1] - base[left])

@@ -58,9 +58,7 @@ class Scaling:
 
 
 class _Networks(nn.Module):
-    def __init__(
-        self, sizes: Architecture, token: int, conditions: int, z: int, local: int
-    ) -> None:
+    def __init__(self, sizes: Architecture, token: int, conditions: int, z: int, local: int) -> None:
         super().__init__()
         self.embedding = DeepSet(token, conditions, sizes.width, sizes.context, local)
         self.point = perceptron(sizes.context, sizes.width, z * len(QUANTILES), hidden=1)
@@ -184,9 +182,7 @@ class Estimator:
         """sbi's posterior over z; its x is this estimator's context of a data set."""
         from sbi.inference.posteriors import DirectPosterior
 
-        prior = torch.distributions.MultivariateNormal(
-            torch.zeros(self.z_size), torch.eye(self.z_size)
-        )
+        prior = torch.distributions.MultivariateNormal(torch.zeros(self.z_size), torch.eye(self.z_size))
         return DirectPosterior(self.networks.density, prior)
 
 
@@ -212,11 +208,7 @@ def tokens(data: Experiments, scaling: Scaling) -> tuple[Tensor, Tensor, Tensor,
         if scaling.logarithmic[k]:
             value = value.clamp(min=1e-30).log()
         value = ((value - scaling.shift[k]) / scaling.scale[k]).clamp(-30, 30)
-        coded = (
-            torch.zeros_like(channel.mask).long()
-            if channel.censoring is None
-            else channel.censoring
-        )
+        coded = torch.zeros_like(channel.mask).long() if channel.censoring is None else channel.censoring
         sd = torch.zeros_like(value) if channel.sd is None else channel.sd.clamp(min=1e-30).log()
         known = torch.full_like(value, 0.0 if channel.sd is None else 1.0)
         parts.append(_token(k, kinds, data.times, scaling, value, coded, sd, known))
@@ -244,12 +236,9 @@ def tokens(data: Experiments, scaling: Scaling) -> tuple[Tensor, Tensor, Tensor,
         masks.append(mine)
     for name in data.conditions:
         if name not in scaling.conditions:
-            raise EstimatorError(
-                f"condition {name!r} is not one the estimator knows: {scaling.conditions}"
-            )
+            raise EstimatorError(f"condition {name!r} is not one the estimator knows: {scaling.conditions}")
     conditions = [
-        (data[name] - scaling.middle[k]) / scaling.half[k]
-        for k, name in enumerate(scaling.conditions)
+        (data[name] - scaling.middle[k]) / scaling.half[k] for k, name in enumerate(scaling.conditions)
     ]
     joined = torch.cat(conditions, -1) if conditions else torch.zeros(*shape[:-1], 0)
     return torch.cat(parts, -2).float(), torch.cat(masks, -1), joined.float(), data.live
@@ -289,9 +278,7 @@ def scaling_of(model: Model, data: Experiments) -> Scaling:
         values = values[torch.isfinite(values)]
         log = bool((values > 0).all())
         values = values.log() if log else values
-        low, middle, high = values.quantile(
-            torch.tensor([0.1, 0.5, 0.9], dtype=values.dtype)
-        ).tolist()
+        low, middle, high = values.quantile(torch.tensor([0.1, 0.5, 0.9], dtype=values.dtype)).tolist()
         logarithmic.append(log)
         shift.append(middle)
         scale.append(max((high - low) / 2.5, 1e-12))
@@ -326,18 +313,14 @@ def train_estimator(
     context fades to zero at 70 % of the schedule. Batch k is a function of (seed, k).
     """
     if len(bank) < 2 * batch:
-        raise EstimatorError(
-            f"the bank has {len(bank)} rows, a batch needs {batch}; simulate more rows"
-        )
+        raise EstimatorError(f"the bank has {len(bank)} rows, a batch needs {batch}; simulate more rows")
     sizes = architecture or Architecture()
     held_out = max(batch, min(2_000, len(bank) // 10))
     shown = _batch(model, bank, torch.arange(held_out), derive(seed, "validation"))
     scaling = scaling_of(model, shown[1])
     local = model.design.experiments[1] if any(s.local for s in model.sites()) else 0
     with seeded(derive(seed, "weights")):
-        networks = _Networks(
-            sizes, _token_size(scaling), len(scaling.conditions), model.z_size(), local
-        )
+        networks = _Networks(sizes, _token_size(scaling), len(scaling.conditions), model.z_size(), local)
     levels = torch.tensor(QUANTILES)
     check_tokens = tokens(shown[1], scaling)
 

@@ -127,9 +127,7 @@ class Experiments:
         """Experiments to be looked at in every channel at `times` (experiment, time), without values."""
         grid = torch.as_tensor(times, dtype=torch.float64)
         if grid.dim() != 2:
-            raise ExperimentError(
-                f"times have shape {tuple(grid.shape)}, expected (experiment, time)"
-            )
+            raise ExperimentError(f"times have shape {tuple(grid.shape)}, expected (experiment, time)")
         count = grid.shape[0]
         mask = torch.ones_like(grid, dtype=torch.bool)
         return cls(
@@ -184,17 +182,13 @@ class Experiments:
 
     def without_values(self) -> Experiments:
         """The same looks without what was seen: a program run on it draws the observations."""
-        return replace(
-            self, channels={k: replace(c, values=None) for k, c in self.channels.items()}
-        )
+        return replace(self, channels={k: replace(c, values=None) for k, c in self.channels.items()})
 
     def with_values(self, values: Mapping[str, Tensor]) -> Experiments:
         """The same looks with these values; the batch grows to the values' leading axes."""
         batch = next(iter(values.values())).shape[:-2] if values else self.batch
         grown = self.expand(batch)
-        return replace(
-            grown, channels={k: replace(c, values=values[k]) for k, c in grown.channels.items()}
-        )
+        return replace(grown, channels={k: replace(c, values=values[k]) for k, c in grown.channels.items()})
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Experiments:
         """Every tensor of the record passed through `function` (moving, expanding, indexing)."""
@@ -315,9 +309,7 @@ def _padded(
     )
 
 
-def _padded_doses(
-    old: Doses, target: Tensor, targets: tuple[str, ...], shape: tuple[int, int]
-) -> Doses:
+def _padded_doses(old: Doses, target: Tensor, targets: tuple[str, ...], shape: tuple[int, int]) -> Doses:
     return Doses(
         time=_pad(old.time, shape),
         amount=_pad(old.amount, shape),
@@ -335,7 +327,7 @@ def _joined(records: list[Any]) -> Any:  # noqa: ANN401 - frozen dataclasses of 
         return torch.stack(records)
     if isinstance(first, Mapping):
         keys = dict.fromkeys(key for r in records for key in r)
-        return {key: _joined([r.get(key, _like(records, key)) for r in records]) for key in keys}
+        return {key: _joined([r[key] if key in r else _like(records, key) for r in records]) for key in keys}
     changed = {}
     for item in fields(first):
         values = [getattr(r, item.name) for r in records]

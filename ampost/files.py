@@ -24,9 +24,7 @@ from ampost.errors import FileError
 FORMAT_VERSION = 1
 
 
-def save(
-    path: str | Path, kind: str, header: Mapping[str, Any], tensors: Mapping[str, Tensor]
-) -> None:
+def save(path: str | Path, kind: str, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
     """Write `tensors` and a JSON `header` to `path`: to a temporary file first, then renamed."""
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     body = json.dumps(header, sort_keys=True)

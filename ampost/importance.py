@@ -68,11 +68,7 @@ def student(mean: Tensor, factor: Tensor, degrees: float, share: Tensor) -> Comp
             - 0.5 * size * math.log(degrees * math.pi)
         )
         log_det = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-        return (
-            norm
-            - log_det
-            - 0.5 * (degrees + size) * torch.log1p(centred.square().sum(-1) / degrees)
-        )
+        return norm - log_det - 0.5 * (degrees + size) * torch.log1p(centred.square().sum(-1) / degrees)
 
     return Component("student", share, sample, log_density)
 
@@ -208,9 +204,7 @@ def khat(log_weight: Tensor) -> Tensor:
     estimated after Zhang and Stephens (2009) with the weak prior of the paper. Constant weights
     give -inf, all weight on fewer than five draws +inf.
     """
-    return torch.tensor(
-        [_khat(column.numpy()) for column in log_weight.detach().T], dtype=torch.float64
-    )
+    return torch.tensor([_khat(column.numpy()) for column in log_weight.detach().T], dtype=torch.float64)
 
 
 def _khat(log_weight: np.ndarray[tuple[int], np.dtype[np.float64]]) -> float:
@@ -259,9 +253,7 @@ def resample(draws: Draws, count: int, seed: int) -> tuple[Tensor, Tensor]:
     points = (torch.arange(count, dtype=torch.float64)[:, None] + start) / count
     ends = weights.cumsum(0)
     ends = ends / ends[-1]
-    index = torch.searchsorted(ends.T.contiguous(), points.T.contiguous()).T.clamp(
-        max=len(weights) - 1
-    )
+    index = torch.searchsorted(ends.T.contiguous(), points.T.contiguous()).T.clamp(max=len(weights) - 1)
     again = torch.zeros_like(index, dtype=torch.bool)
     again[1:] = index[1:] == index[:-1]
     return index, again
@@ -309,9 +301,7 @@ def move(
     """
 
     def reference(x: Tensor) -> Tensor:
-        u: Tensor = torch.linalg.solve_triangular(factor, (x - mean)[..., None], upper=False)[
-            ..., 0
-        ]
+        u: Tensor = torch.linalg.solve_triangular(factor, (x - mean)[..., None], upper=False)[..., 0]
         return -0.5 * u.square().sum(-1)
 
     solves, rate = 0, 0.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +31,9 @@ class Settings:
     """How an estimator is trained: ODE solves for the bank, the schedule, batch and networks."""
 
     simulations: int = 20_000
-    schedule: Schedule = Schedule()
+    schedule: Schedule = field(default_factory=Schedule)
     batch: int = 256
-    architecture: Architecture = Architecture()
+    architecture: Architecture = field(default_factory=Architecture)
 
 
 @dataclass(frozen=True)
@@ -140,14 +140,10 @@ def infer(
     verdict = _verdict(model, data, trained, corrected, scores.log_likelihood[:, 0], budget, seed)
     fit |= {"computation": verdict.computation, "data": verdict.data, "verdict": str(verdict)}
     prior = model.simulate(1_000, derive(seed, "prior"), data).parameters
-    return results.build(
-        model, data, corrected.z, scores, predicted, prior, fit, _samples(corrected.final)
-    )
+    return results.build(model, data, corrected.z, scores, predicted, prior, fit, _samples(corrected.final))
 
 
-def correct(
-    model: Model, data: Experiments, trained: Estimator, seed: int, budget: Budget
-) -> Corrected:
+def correct(model: Model, data: Experiments, trained: Estimator, seed: int, budget: Budget) -> Corrected:
     """Network draws -> adapted, frozen proposal -> fresh final round -> equally weighted draws.
 
     Where the weights stay poor, sequential Monte Carlo from the prior takes over.
@@ -195,9 +191,7 @@ def correct(
             True,
         )
     with seeded(derive(seed, "smc")):
-        start = model.simulate(budget.draws, derive(seed, "start"), data.without_values()).z[
-            :, None
-        ]
+        start = model.simulate(budget.draws, derive(seed, "start"), data.without_values()).z[:, None]
 
     def parts(z: Tensor) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
@@ -205,6 +199,32 @@ def correct(
         return scores.log_prior, scores.log_likelihood
 
     found = smc(start, parts, derive(seed, "smc"))
+    spent += found.solves
+    if found.complete:
+        # the particles shape a proposal; a fresh round of draws from it then carries the verdict
+        mean, factor = importance.weighted_moments(found.z, torch.zeros_like(found.log_joint))
+        fitted = importance.student(mean, factor, _degrees(mean.shape[1]), 0.9 * one)
+        wide = replace(prior, share=0.05 * one)
+        parts_of_proposal = [fitted, wide, replace(flow, share=0.05 * one)]
+        final = importance.draw_round(parts_of_proposal, joint, len(start) * 3, derive(seed, "last"))
+        spent += final.solves
+        khat = float(importance.khat(final.log_weight))
+        effective = importance.effective_sizes(final)[0]
+        evidence, error = importance.log_evidence(final.log_weight)
+        if khat < 0.7 and min(float(importance.kish(final.log_weight)), float(effective.min())) >= 1_000:
+            z, _, moved = importance.equally_weighted(final, joint, budget.draws, derive(seed, "equal"))
+            return Corrected(
+                z[:, 0],
+                final,
+                khat,
+                khat_flow,
+                effective,
+                float(evidence),
+                float(error),
+                spent + moved,
+                False,
+                True,
+            )
     sizes = torch.full_like(effective, float(len(start)) * min(1.0, 2 * found.acceptance))
     return Corrected(
         found.z[:, 0],
@@ -214,10 +234,15 @@ def correct(
         sizes,
         float(found.log_evidence),
         float("nan"),
-        spent + found.solves,
+        spent,
         True,
         found.complete,
     )
+
+
+def _degrees(size: int) -> float:
+    """Degrees of freedom of a Student-t component: heavier tails in few dimensions."""
+    return 5.0 if size <= 4 else 10.0 if size <= 12 else 20.0
 
 
 def _prior_component(model: Model, data: Experiments, share: Tensor) -> Component:
@@ -263,9 +288,7 @@ def preliminary(model: Model, data: Experiments, seed: int, progress: bool | Non
     best = start[value.argsort(descending=True)[:3]]
     found = maximise(lambda z: model.log_joint(z[:, None], data)[:, 0], best, most=20)[0]
     values = model.parameters(found.z[None, None], data)
-    words = ", ".join(
-        f"{k} {float(v.flatten()[0]):.3g}" for k, v in values.items() if v.numel() == 1
-    )
+    words = ", ".join(f"{k} {float(v.flatten()[0]):.3g}" for k, v in values.items() if v.numel() == 1)
     tell(f"preliminary fit (3 starts, log joint {found.log_joint:.2f}): {words}", progress)
 
 

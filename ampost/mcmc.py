@@ -31,9 +31,7 @@ class SmcResult:
     complete: bool
 
 
-def smc(
-    start: Tensor, parts: Parts, seed: int, steps: int = 10, most_stages: int = 60
-) -> SmcResult:
+def smc(start: Tensor, parts: Parts, seed: int, steps: int = 10, most_stages: int = 60) -> SmcResult:
     """From prior draws `start` to the posterior; `parts(z)` gives log prior and log likelihood.
 
     The last stage moves twice as long. `complete` is false where b = 1 was not reached.
@@ -59,9 +57,7 @@ def smc(
         joint = torch.where(torch.isfinite(likelihood), prior + power * likelihood, -torch.inf)
         mean, factor = weighted_moments(z, weight)
         moved = Draws(z, joint, joint, weight, 0, 0)
-        z, joint, _ = equally_weighted(
-            moved, target, len(z), derive(seed, "resample", stage), steps=0
-        )
+        z, joint, _ = equally_weighted(moved, target, len(z), derive(seed, "resample", stage), steps=0)
         last = bool((power >= 1).all())
         z, joint, spent, rate = move(
             z, joint, target, mean, factor, steps * (2 if last else 1), derive(seed, "move", stage)

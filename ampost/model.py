@@ -101,9 +101,7 @@ class Model:
         known = {site.name for site in self.sites()}
         for name in values:
             if name not in known:
-                raise ModelError(
-                    f"cannot fix {name!r}: the latent sites are {', '.join(sorted(known))}"
-                )
+                raise ModelError(f"cannot fix {name!r}: the latent sites are {', '.join(sorted(known))}")
         program = Fixed(values)(self.program)
         program.__name__ = self.name
         return Model(program, self.design, self.units, self.solver)
@@ -118,9 +116,7 @@ class Model:
         parts = [self._score(chunk, data) for chunk in z.split(rows)]
         if len(parts) == 1:
             return parts[0]
-        return Scores(
-            *(_cat([getattr(p, name) for p in parts]) for name in Scores.__dataclass_fields__)
-        )
+        return Scores(*(_cat([getattr(p, name) for p in parts]) for name in Scores.__dataclass_fields__))
 
     def log_joint(self, z: Tensor, data: Experiments) -> Tensor:
         """Log joint density in z, (draw, dataset): log p(data | theta) + log p(theta) + log |d theta / d z|."""
@@ -253,9 +249,12 @@ class Model:
         design = replace(self.design, experiments=(count, count))
         template = design.draw(1, seed=0).at(0)
         first = self._sites_of(template, seed=1)
-        second = self._sites_of(template, seed=2)
-        if [s[0] for s in first] != [s[0] for s in second]:
-            differ = {s[0] for s in first} ^ {s[0] for s in second}
+        names = [s[0] for s in first]
+        for seed in range(2, 6):
+            again = [s[0] for s in self._sites_of(template, seed)]
+            if names == again:
+                continue
+            differ = set(names) ^ set(again)
             raise ModelError(
                 f"the program's sites change from run to run ({', '.join(sorted(differ)) or 'order'}"
                 f"): ampost needs the same latent sites whatever their values"
@@ -319,9 +318,7 @@ class Model:
                 f"the program {self.name!r} observes nothing; add ampost.observe(channel, noise, experiments)"
             )
         if not latents:
-            raise ModelError(
-                f"the program {self.name!r} has no latent site: there is nothing to infer"
-            )
+            raise ModelError(f"the program {self.name!r} has no latent site: there is nothing to infer")
         self._channels[:] = asked.channels
         return latents
 

@@ -23,9 +23,7 @@ def pool(values: Tensor, mask: Tensor) -> Tensor:
     weight = mask[..., None].to(values.dtype)
     count = weight.sum(-2)
     total = (values * weight).sum(-2)
-    return torch.cat(
-        [total / count.clamp(min=1), total / (8 * (1 + count.sqrt())), torch.log1p(count)], -1
-    )
+    return torch.cat([total / count.clamp(min=1), total / (8 * (1 + count.sqrt())), torch.log1p(count)], -1)
 
 
 class DeepSet(nn.Module):
@@ -35,9 +33,7 @@ class DeepSet(nn.Module):
     parameter per experiment must tell them apart.
     """
 
-    def __init__(
-        self, token: int, conditions: int, width: int, context: int, local: int = 0
-    ) -> None:
+    def __init__(self, token: int, conditions: int, width: int, context: int, local: int = 0) -> None:
         super().__init__()
         self.token = perceptron(token, width, width)
         self.experiment = perceptron(2 * width + 1 + conditions, width, width)

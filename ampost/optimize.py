@@ -69,9 +69,7 @@ def maximise(log_joint: LogDensity, starts: Tensor, most: int = 200) -> list[Opt
         else:
             waiting[k] = x
         if waiting and len(waiting) == running:
-            for one, answer in zip(
-                waiting, _gradients(log_joint, list(waiting.values())), strict=True
-            ):
+            for one, answer in zip(waiting, _gradients(log_joint, list(waiting.values())), strict=True):
                 answers[one].put(answer)
             waiting = {}
     return sorted((f for f in found if f is not None), key=lambda f: -f.log_joint)
@@ -107,4 +105,5 @@ def laplace(log_joint: LogDensity, z: Tensor) -> Tensor | None:
     values, vectors = torch.linalg.eigh(matrix)
     if float(values.min()) <= 0:
         return None
-    return vectors @ torch.diag(1 / values) @ vectors.T
+    covariance: Tensor = vectors @ torch.diag(1 / values) @ vectors.T
+    return covariance

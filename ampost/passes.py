@@ -62,9 +62,7 @@ class Holding:
         failed = torch.zeros(lead, dtype=torch.bool)
         for status in self.statuses:
             bad = status != 0
-            bad = bad.expand(
-                torch.broadcast_shapes(bad.shape, (*lead, *(1,) * (bad.dim() - len(lead))))
-            )
+            bad = bad.expand(torch.broadcast_shapes(bad.shape, (*lead, *(1,) * (bad.dim() - len(lead)))))
             failed |= bad.flatten(len(lead)).any(-1) if bad.dim() > len(lead) else bad
         return failed
 

@@ -46,9 +46,7 @@ def odeint(
         name: told apart where a program solves more than once.
     """
     if experiments.inputs and any(callable(v) for v in parameters.values()):
-        raise UnsupportedError(
-            "inputs as parameters of an ODE are not supported yet; leave them out"
-        )
+        raise UnsupportedError("inputs as parameters of an ODE are not supported yet; leave them out")
     return _ode(
         OdeProblem(
             name=name,
@@ -106,9 +104,7 @@ def observe(name: str, noise: TorchDistribution, experiments: Experiments) -> Te
     if channel is None:
         return None
     if channel.censoring is not None and bool((channel.censoring[channel.mask] != 0).any()):
-        kinds = sorted(
-            {CENSORING[int(c)] for c in channel.censoring[channel.mask].unique()} - {"none"}
-        )
+        kinds = sorted({CENSORING[int(c)] for c in channel.censoring[channel.mask].unique()} - {"none"})
         raise UnsupportedError(
             f"channel {name!r} has {' and '.join(kinds)}-censored values, whose likelihood is not "
             f"supported yet; leave them out (`censoring == 'none'`) and say so"

@@ -56,8 +56,7 @@ def build(
     coords, dims = _coordinates(model, data)
     posterior = {n: _chained(v[:, 0], chains) for n, v in scores.parameters.items()}
     posterior |= {
-        n: _chained(v.reshape(len(z), -1).squeeze(-1), chains)
-        for n, v in scores.deterministic.items()
+        n: _chained(v.reshape(len(z), -1).squeeze(-1), chains) for n, v in scores.deterministic.items()
     }
 
     def flat(values: Tensor, name: str) -> np.ndarray[Any, Any]:
@@ -71,9 +70,7 @@ def build(
         },
         "log_likelihood": {n: _fold(flat(v[:, 0], n), chains) for n, v in scores.pointwise.items()},
         "log_prior": {n: _chained(v[:, 0], chains) for n, v in scores.site_log_prior.items()},
-        "posterior_predictive": {
-            n: _fold(flat(v, n), chains) for n, v in predicted.items() if n in masks
-        },
+        "posterior_predictive": {n: _fold(flat(v, n), chains) for n, v in predicted.items() if n in masks},
         "prior": {n: _chained(v, 1) for n, v in prior.items()},
         "observed_data": {n: _observed(data, n)[masks[n]] for n in masks},
     }

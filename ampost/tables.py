@@ -60,9 +60,7 @@ def read_table(
     table, where = _frame(source, "the table")
     if by is not None:
         if by not in table:
-            raise TableError(
-                f"{where} has no column {by!r} for by=; it has {', '.join(table.columns)}"
-            )
+            raise TableError(f"{where} has no column {by!r} for by=; it has {', '.join(table.columns)}")
         table = table.assign(dataset=table[by]).drop(columns=[by])
     if not len(table):
         raise TableError(f"{where} has no rows; expected one row per measurement")
@@ -95,9 +93,7 @@ def read_table(
         for name, frame in (("conditions", conditions), ("doses", doses), ("inputs", inputs))
         if frame is not None
     }
-    records = [
-        _record(str(k), part, further, where) for k, part in table.groupby("dataset", sort=False)
-    ]
+    records = [_record(str(k), part, further, where) for k, part in table.groupby("dataset", sort=False)]
     record = stack(records) if len(records) > 1 else records[0]
     if say:
         tell(account(record, len(table), where))
@@ -115,9 +111,7 @@ def account(record: Experiments, rows: int, where: str) -> str:
     if record.conditions:
         lines.append(f"  conditions: {', '.join(record.conditions)}")
     if record.doses.any:
-        lines.append(
-            f"  doses: {int(record.doses.mask.sum())} into {', '.join(record.doses.targets)}"
-        )
+        lines.append(f"  doses: {int(record.doses.mask.sum())} into {', '.join(record.doses.targets)}")
     return "\n".join(lines)
 
 
@@ -149,13 +143,9 @@ def _rows(record: Experiments) -> dict[str, list[dict[str, Any]]]:
         key = {"dataset": record.datasets[0], "experiment": record.names[0][e]}
         for name, channel in record.channels.items():
             for t in channel.mask[e].nonzero()[:, 0].tolist():
-                out["measurements"].append(
-                    {**key, "observable": name, **_measurement(record, channel, e, t)}
-                )
+                out["measurements"].append({**key, "observable": name, **_measurement(record, channel, e, t)})
         if record.conditions:
-            out["conditions"].append(
-                {**key, **{k: float(v[e, 0]) for k, v in record.conditions.items()}}
-            )
+            out["conditions"].append({**key, **{k: float(v[e, 0]) for k, v in record.conditions.items()}})
         out["doses"] += [
             {
                 **key,
@@ -209,9 +199,7 @@ def _frame(source: str | Path | pd.DataFrame, what: str) -> tuple[pd.DataFrame, 
     try:
         return pd.read_csv(path, skipinitialspace=True), path.name
     except pd.errors.EmptyDataError as error:
-        raise TableError(
-            f"{path.name} is empty; expected a header and one row per measurement"
-        ) from error
+        raise TableError(f"{path.name} is empty; expected a header and one row per measurement") from error
 
 
 def _defaults(table: pd.DataFrame) -> pd.DataFrame:
@@ -231,7 +219,7 @@ def _numbers(table: pd.DataFrame, name: str, where: str, required: bool) -> pd.S
     if bool(bad.any()):
         row = table.index[bad][0]
         raise TableError(
-            f"{where}, row {row + 2}: {name} is {table[name][row]!r}, expected a number; "
+            f"{where}, row {row + 2}: {name} is {str(table[name][row])!r}, expected a number; "
             f"correct it, or leave the row out if nothing was measured"
         )
     return numbers
@@ -258,20 +246,17 @@ def _further(source: str | Path | pd.DataFrame, name: str) -> pd.DataFrame:
 
 
 def _record(
-    dataset: str, table: pd.DataFrame, further: Mapping[str, pd.DataFrame], where: str
+    dataset: str, table: pd.DataFrame, further: Mapping[str, pd.DataFrame], constant: list[str]
 ) -> Experiments:
     names = list(dict.fromkeys(table["experiment"]))
-    covariates = _covariates(table)
     conditions = {
         name: torch.tensor(
             [[float(table.loc[table["experiment"] == e, name].iloc[0])] for e in names],
             dtype=torch.float64,
         )
-        for name in covariates
-        if bool(table[name].notna().all())
-        and bool((table.groupby("experiment")[name].nunique() == 1).all())
+        for name in constant
     }
-    per_row = [name for name in covariates if name not in conditions]
+    per_row = [name for name in _covariates(table) if name not in conditions]
     mine = {
         name: frame[frame["dataset"] == dataset] if "dataset" in frame else frame
         for name, frame in further.items()
@@ -300,15 +285,27 @@ def _record(
     )
 
 
-def _covariates(table: pd.DataFrame) -> list[str]:
+def _covariates(table: pd.DataFrame, say: bool = False) -> list[str]:
     known = {*REQUIRED, *OPTIONAL, "dataset", "experiment"}
     found = []
     for name in [c for c in table.columns if c not in known]:
         if pd.api.types.is_numeric_dtype(table[name]):
             found.append(str(name))
-        else:
+        elif say:
             tell(f"column {name!r} holds text and is left aside")
     return found
+
+
+def _constant(table: pd.DataFrame) -> list[str]:
+    """Covariates that have one value in every experiment of every data set: its conditions."""
+    groups = table.groupby(["dataset", "experiment"], sort=False)
+    return [
+        name
+        for name in _covariates(table, say=True)
+        if bool(table[name].notna().all())
+        and bool((groups[name].nunique() == 1).all())
+        and (len(groups) > 1 or len(table) > 1)
+    ]
 
 
 def _grid(table: pd.DataFrame, names: list[str]) -> tuple[Tensor, dict[Any, tuple[int, int]]]:
@@ -354,9 +351,7 @@ def _channel(
         censoring = torch.zeros(shape, dtype=torch.long)
         for row, word in part["censoring"].fillna("none").items():
             if word not in CENSORING:
-                raise TableError(
-                    f"row {row}: censoring is {word!r}, expected one of {', '.join(CENSORING)}"
-                )
+                raise TableError(f"row {row}: censoring is {word!r}, expected one of {', '.join(CENSORING)}")
             censoring[slots[row]] = CENSORING.index(word)
     return Channel(
         mask=mask,
@@ -374,22 +369,17 @@ def _conditions(frame: pd.DataFrame, names: list[str], dataset: str) -> dict[str
     indexed = frame.set_index("experiment")
     for name in names:
         if name not in indexed.index:
-            raise TableError(
-                f"the conditions lack experiment {name!r} of data set {dataset!r}; add its row"
-            )
+            raise TableError(f"the conditions lack experiment {name!r} of data set {dataset!r}; add its row")
     columns = [c for c in indexed.columns if c != "dataset"]
     return {
-        str(c): torch.tensor([[float(indexed.loc[n, c])] for n in names], dtype=torch.float64)
-        for c in columns
+        str(c): torch.tensor([[float(indexed.loc[n, c])] for n in names], dtype=torch.float64) for c in columns
     }
 
 
 def _doses(frame: pd.DataFrame, names: list[str]) -> Doses:
     unknown = set(frame["experiment"]) - set(names)
     if unknown:
-        raise TableError(
-            f"the doses name experiment {sorted(unknown)[0]!r}, which has no measurements"
-        )
+        raise TableError(f"the doses name experiment {sorted(unknown)[0]!r}, which has no measurements")
     targets = tuple(dict.fromkeys(frame["target"].astype(str)))
     parts = [frame[frame["experiment"] == n].sort_values("time", kind="stable") for n in names]
     width = max(len(p) for p in parts)

@@ -76,7 +76,7 @@ def fit(
                 module.train()
                 value = loss(batch_at(step), done)
                 optimiser.zero_grad()
-                value.backward()  # type: ignore[no-untyped-call]
+                value.backward()
                 norm = nn.utils.clip_grad_norm_(module.parameters(), schedule.clip)
                 if bool(torch.isfinite(norm)) and bool(torch.isfinite(value)):
                     optimiser.step()
@@ -84,9 +84,7 @@ def fit(
                 else:
                     skipped += 1
                     if skipped > 50 and skipped > len(losses):
-                        raise TrainingError(
-                            f"the loss was not finite in {skipped} of {step + 1} batches"
-                        )
+                        raise TrainingError(f"the loss was not finite in {skipped} of {step + 1} batches")
                 step += 1
                 bar.advance()
                 if step % schedule.validate_every == 0:

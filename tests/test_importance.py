@@ -105,9 +105,7 @@ def test_context_ignores_padding_and_order(kinetics: Model, trained: Estimator) 
     shuffled = data.map(lambda t: t[:, order] if t.dim() == 2 and t.shape[1] == len(order) else t)
     torch.testing.assert_close(trained.context(shuffled), context, rtol=1e-4, atol=1e-5)
     pad = data.map(
-        lambda t: (
-            torch.cat([t, 0 * t[:, :1]], 1) if t.dim() == 2 and t.shape[1] == len(order) else t
-        )
+        lambda t: torch.cat([t, 0 * t[:, :1]], 1) if t.dim() == 2 and t.shape[1] == len(order) else t
     )
     torch.testing.assert_close(trained.context(pad), context, rtol=1e-4, atol=1e-5)
     moved = data.with_values({"P": data.channels["P"].values + 1})  # type: ignore[operator]
@@ -115,9 +113,7 @@ def test_context_ignores_padding_and_order(kinetics: Model, trained: Estimator) 
     assert tokens(data, trained.scaling)[0].dtype == torch.float32
 
 
-def test_infer_answers_with_a_verdict_and_is_reproducible(
-    kinetics: Model, trained: Estimator
-) -> None:
+def test_infer_answers_with_a_verdict_and_is_reproducible(kinetics: Model, trained: Estimator) -> None:
     data = kinetics.simulate(1, 7).experiments.at(0)
     budget = Budget(draws=1_000, effective_size=1_500)
     result = infer(kinetics, data, trained, seed=3, budget=budget, progress=False)

@@ -36,9 +36,7 @@ def _by_pyro(model: Model, data: Experiments, values: dict[str, torch.Tensor]) -
         torch.set_default_dtype(torch.float32)
 
 
-@pytest.mark.parametrize(
-    "model", [Model(line, PLAIN), lotka_volterra.model()], ids=["line", "lotka_volterra"]
-)
+@pytest.mark.parametrize("model", [Model(line, PLAIN), lotka_volterra.model()], ids=["line", "lotka_volterra"])
 def test_log_joint_equals_pyros_row_by_row(model: Model) -> None:
     drawn = model.simulate(12, seed=3)
     data = stack([drawn.experiments.at(k) for k in range(3)])
@@ -67,9 +65,7 @@ def test_simulation_is_a_function_of_the_seed() -> None:
     model = Model(line, PLAIN)
     one, two, other = model.simulate(5, 1), model.simulate(5, 1), model.simulate(5, 2)
     torch.testing.assert_close(one.z, two.z)
-    torch.testing.assert_close(
-        one.experiments.channels["y"].values, two.experiments.channels["y"].values
-    )
+    torch.testing.assert_close(one.experiments.channels["y"].values, two.experiments.channels["y"].values)
     assert not torch.equal(one.z, other.z)
     assert model.z_size() == 6
     torch.testing.assert_close(

@@ -81,9 +81,7 @@ DOSES = Doses(
 def _dosed(ka: torch.Tensor, ke: torch.Tensor, lag: torch.Tensor) -> torch.Tensor:
     looks = Experiments.on(TIMES, ["central"], doses=DOSES)
     rates = {"ka": ka, "ke": ke}
-    y = odeint(
-        absorption, {"depot": 0.0, "central": 0.0}, rates, looks, doses=looks.doses.delayed(lag)
-    )
+    y = odeint(absorption, {"depot": 0.0, "central": 0.0}, rates, looks, doses=looks.doses.delayed(lag))
     return y.central
 
 

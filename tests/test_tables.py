@@ -51,9 +51,7 @@ INPUTS = pd.DataFrame(
 def test_every_field_survives_the_round_trip() -> None:
     record = read_table(ROWS, doses=DOSES, inputs=INPUTS, say=False)
     tables = to_tables(record)
-    again = read_table(
-        tables.measurements, tables.conditions, tables.doses, tables.inputs, say=False
-    )
+    again = read_table(tables.measurements, tables.conditions, tables.doses, tables.inputs, say=False)
     assert again.datasets == record.datasets == ("a", "b")
     assert again.names == record.names
     torch.testing.assert_close(again.times, record.times)
@@ -62,9 +60,7 @@ def test_every_field_survives_the_round_trip() -> None:
         assert torch.equal(other.mask, channel.mask)
         for part in ("values", "sd", "censoring", "upper", "replicate"):
             mine, theirs = getattr(channel, part), getattr(other, part)
-            torch.testing.assert_close(
-                torch.where(channel.mask, mine, 0), torch.where(channel.mask, theirs, 0)
-            )
+            torch.testing.assert_close(torch.where(channel.mask, mine, 0), torch.where(channel.mask, theirs, 0))
         torch.testing.assert_close(channel.columns["humidity"], other.columns["humidity"])
     torch.testing.assert_close(again["S0"], record["S0"])
     assert torch.equal(again.after_dose, record.after_dose)

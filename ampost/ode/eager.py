@@ -99,9 +99,7 @@ def _edges(rows: Rows) -> _Edges:
     end = torch.where(infused & rows.dose_mask, rows.dose_time + rows.dose_duration, torch.inf)
     nothing = torch.zeros_like(bolus)
     return _sorted(
-        _Edges(
-            torch.cat([time, end], 1), torch.cat([bolus, nothing], 1), torch.cat([rate, -rate], 1)
-        )
+        _Edges(torch.cat([time, end], 1), torch.cat([bolus, nothing], 1), torch.cat([rate, -rate], 1))
     )
 
 
@@ -162,9 +160,7 @@ class _Run:
             return self.rows.parameters
         return {k: v[row] for k, v in self.rows.parameters.items()}
 
-    def _slopes(
-        self, time: Tensor, state: Tensor, given: Mapping[str, Tensor], infusion: Tensor
-    ) -> Tensor:
+    def _slopes(self, time: Tensor, state: Tensor, given: Mapping[str, Tensor], infusion: Tensor) -> Tensor:
         value = self.rows.rhs(time, state, given)
         return value + infusion if self.edges.time.shape[1] else value
 
@@ -197,9 +193,7 @@ class _Run:
         self.emit_at(front, before=False)
         slope = self.slopes(front.time, front.state, front.row, front.infusion)
         front = replace(front, slope=slope, step=self.first_step(front, slope))
-        broken = ~torch.isfinite(slope.detach()).all(1) | ~torch.isfinite(front.state.detach()).all(
-            1
-        )
+        broken = ~torch.isfinite(slope.detach()).all(1) | ~torch.isfinite(front.state.detach()).all(1)
         self.status[front.row[broken]] = int(Status.NOT_FINITE)
         return front.rows(((self.last > rows.start_time) & ~broken).nonzero()[:, 0])
 
@@ -263,9 +257,7 @@ class _Run:
             trial = torch.where(clipped, room, front.step)
             stages, state = self.stages(front, trial)
             wrong = trial[:, None] * sum(e * k for e, k in zip(_ERROR, stages, strict=True))
-            scale = self.solver.atol + self.solver.rtol * torch.maximum(
-                front.state.abs(), state.abs()
-            )
+            scale = self.solver.atol + self.solver.rtol * torch.maximum(front.state.abs(), state.abs())
             error = (wrong / scale).square().mean(1).sqrt()
             error = torch.where(torch.isfinite(error), error, torch.inf)
             good = error <= 1.0
@@ -351,19 +343,14 @@ class _Run:
             return arrived if bool(going.all()) else arrived.rows(going.nonzero()[:, 0])
         stay = front.rows((going & ~good).nonzero()[:, 0])
         move = arrived.rows(going[good].nonzero()[:, 0])
-        return _Front(
-            *(torch.cat([getattr(move, n), getattr(stay, n)]) for n in front.__dataclass_fields__)
-        )
+        return _Front(*(torch.cat([getattr(move, n), getattr(stay, n)]) for n in front.__dataclass_fields__))
 
 
 def _interpolant(x: Tensor) -> tuple[Tensor, ...]:
     """Weights of the seven slopes at fraction `x` of a step."""
     x2 = x * x
     return (
-        -1.0530884977290216
-        * x
-        * (x - 1.3299890189751412)
-        * (x2 - 1.4364028541716351 * x + 0.7139816917074209),
+        -1.0530884977290216 * x * (x - 1.3299890189751412) * (x2 - 1.4364028541716351 * x + 0.7139816917074209),
         0.1017 * x2 * (x2 - 2.1966568338249754 * x + 1.2949852507374631),
         2.490627285651252793 * x2 * (x2 - 2.38535645472061657 * x + 1.57803468208092486),
         -16.54810288924490272 * (x - 1.21712927295533244) * (x - 0.61620406037800089) * x2,

@@ -123,9 +123,7 @@ def check(problem: OdeProblem) -> None:
         raise OdeError(f"odeint {problem.name!r} has no initial state; give one value per state")
     for name in problem.initial:
         if name in RESERVED or name.startswith("_"):
-            raise OdeError(
-                f"a state cannot be named {name!r}: it would hide an attribute; rename it"
-            )
+            raise OdeError(f"a state cannot be named {name!r}: it would hide an attribute; rename it")
     for kind, values in (("initial state", problem.initial), ("parameter", problem.parameters)):
         for name, value in values.items():
             if value.dim() and value.shape[-1] != 1:

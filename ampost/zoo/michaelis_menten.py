@@ -35,7 +35,5 @@ def michaelis_menten(experiments: Experiments) -> None:
 def model() -> Model:
     """Two experiments of about 12 times over 10 minutes, started from 0.5 to 5 mM."""
     looks = Looks(times=tuple(10.0 * k / 11 for k in range(12)), rows=(6, 18))
-    design = Design(
-        channels={"P": looks}, conditions={"S0": (0.5, 5.0)}, experiments=(2, 2), horizon=10.5
-    )
+    design = Design(channels={"P": looks}, conditions={"S0": (0.5, 5.0)}, experiments=(2, 2), horizon=10.5)
     return Model(michaelis_menten, design, UNITS)
