@@ -168,7 +168,8 @@ def _half_normal(d: Any) -> Maps:  # noqa: ANN401
     def to_theta(z: Tensor) -> Tensor:
         near = _ROOT2 * erfinv(ndtr(z.clamp(max=0.0)))
         far = -ndtri(ndtr(-z.clamp(min=0.0)) / 2)
-        return d.scale * torch.where(z < 0, near, far)
+        theta: Tensor = d.scale * torch.where(z < 0, near, far)
+        return theta
 
     def to_z(x: Tensor) -> Tensor:
         u = x / d.scale
@@ -186,7 +187,8 @@ def _half_cauchy(d: Any) -> Maps:  # noqa: ANN401
     def to_theta(z: Tensor) -> Tensor:
         near = torch.tan(quarter * ndtr(z.clamp(max=0.0)))
         far = 1 / torch.tan(quarter * ndtr(-z.clamp(min=0.0)))
-        return d.scale * torch.where(z < 0, near, far)
+        theta: Tensor = d.scale * torch.where(z < 0, near, far)
+        return theta
 
     def to_z(x: Tensor) -> Tensor:
         u = x / d.scale
@@ -222,7 +224,8 @@ def _truncated(d: Any) -> Maps:  # noqa: ANN401
         p = bottom + mass * ndtr(v)
         q = top + mass * ndtr(-v)
         x = torch.where(p < 0.5, ndtri(p.clamp(max=0.5)), -ndtri(q.clamp(max=0.5)))
-        return d.loc + d.scale * torch.where(flip, -x, x)
+        theta: Tensor = d.loc + d.scale * torch.where(flip, -x, x)
+        return theta
 
     def to_z(theta: Tensor) -> Tensor:
         x = (theta - d.loc) / d.scale

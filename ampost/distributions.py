@@ -125,10 +125,11 @@ class _LessThanEq(constraints.less_than):
     """{x <= upper_bound}, which torch lacks."""
 
     def check(self, value: Tensor) -> Tensor:
-        return value <= self.upper_bound
+        inside: Tensor = value <= self.upper_bound
+        return inside
 
 
-@biject_to.register(_LessThanEq)
+@biject_to.register(_LessThanEq)  # type: ignore[untyped-decorator]
 def _to_less_than_eq(constraint: _LessThanEq) -> transforms.Transform:
     affine = transforms.AffineTransform(constraint.upper_bound, -1)
     return transforms.ComposeTransform([transforms.ExpTransform(), affine])
@@ -182,7 +183,9 @@ class TruncatedNormal(TorchDistribution):
     def expand(
         self, batch_shape: Iterable[int], _instance: "TruncatedNormal | None" = None
     ) -> "TruncatedNormal":
-        new: TruncatedNormal = self._get_checked_instance(TruncatedNormal, _instance)
+        new: TruncatedNormal = self._get_checked_instance(  # type: ignore[no-untyped-call]
+            TruncatedNormal, _instance
+        )
         shape = torch.Size(batch_shape)
         new.has_low, new.has_high = self.has_low, self.has_high
         for name in ("loc", "scale", "low", "high"):
@@ -192,12 +195,14 @@ class TruncatedNormal(TorchDistribution):
         return new
 
     @constraints.dependent_property(is_discrete=False, event_dim=0)
-    def support(self) -> Any:
+    def support(self) -> Any:  # noqa: ANN401 - torch's constraints share no type
         if self.has_low and self.has_high:
             return constraints.interval(self.low, self.high)
         if self.has_low:
             return constraints.greater_than_eq(self.low)
-        return _LessThanEq(self.high) if self.has_high else constraints.real
+        if not self.has_high:
+            return constraints.real
+        return _LessThanEq(self.high)  # type: ignore[no-untyped-call]
 
     @property
     def _alpha(self) -> Tensor:

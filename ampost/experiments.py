@@ -158,7 +158,7 @@ class Experiments:
         """The covariate `name` of each measurement of `channel`, shape (..., experiment, time)."""
         if name in self.conditions:
             return self.conditions[name].expand(self.times.shape)
-        held = self.channels[channel] if channel in self.channels else None
+        held = self.channels.get(channel)
         value = None if held is None else held.sd if name == "sd" else held.columns.get(name)
         if value is None:
             raise ExperimentError(

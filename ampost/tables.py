@@ -93,7 +93,8 @@ def read_table(
         for name, frame in (("conditions", conditions), ("doses", doses), ("inputs", inputs))
         if frame is not None
     }
-    records = [_record(str(k), part, further, where) for k, part in table.groupby("dataset", sort=False)]
+    constant = _constant(table)
+    records = [_record(str(k), part, further, constant) for k, part in table.groupby("dataset", sort=False)]
     record = stack(records) if len(records) > 1 else records[0]
     if say:
         tell(account(record, len(table), where))
@@ -340,7 +341,7 @@ def _channel(
     def filled(name: str) -> Tensor:
         out = torch.zeros(shape, dtype=torch.float64)
         for row, value in part[name].items():
-            out[slots[row]] = float(value)
+            out[slots[row]] = float(str(value))
         return out
 
     def has(name: str) -> bool:
@@ -372,7 +373,8 @@ def _conditions(frame: pd.DataFrame, names: list[str], dataset: str) -> dict[str
             raise TableError(f"the conditions lack experiment {name!r} of data set {dataset!r}; add its row")
     columns = [c for c in indexed.columns if c != "dataset"]
     return {
-        str(c): torch.tensor([[float(indexed.loc[n, c])] for n in names], dtype=torch.float64) for c in columns
+        str(c): torch.tensor([[float(str(indexed.loc[n, c]))] for n in names], dtype=torch.float64)
+        for c in columns
     }
 
 
