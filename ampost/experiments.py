@@ -88,9 +88,10 @@ class Input:
 class ExperimentPlate(IndepMessenger):
     """Independence over experiments; entered any number of times, unlike a `pyro.plate`."""
 
-    def _pyro_sample(self, msg: Any) -> None:  # noqa: ANN401 - Pyro's message
-        IndepMessenger._pyro_sample(self, msg)  # type: ignore[attr-defined]
-        BroadcastMessenger._pyro_sample(msg)
+    def _process_message(self, msg: Any) -> None:  # noqa: ANN401 - Pyro's message
+        super()._process_message(msg)
+        if msg["type"] == "sample":
+            BroadcastMessenger._pyro_sample(msg)
 
 
 @dataclass(frozen=True)

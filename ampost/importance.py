@@ -264,7 +264,8 @@ def equally_weighted(
 ) -> tuple[Tensor, Tensor, int]:
     """Equally weighted draws z (count, dataset, z) without duplicates, their log joint, solves spent.
 
-    Duplicates left by systematic resampling are moved by steps that leave the posterior invariant.
+    Where systematic resampling leaves duplicates, every draw takes steps that leave the posterior
+    invariant.
     """
     index, again = resample(draws, count, derive(seed, "resample"))
     wide = index[..., None].expand(*index.shape, draws.z.shape[-1])
@@ -272,13 +273,9 @@ def equally_weighted(
     if not bool(again.any()):
         return z, joint, 0
     mean, factor = weighted_moments(draws.z, temper(draws.log_weight, 10.0 * z.shape[-1]))
-    # the rows that repeat, in any data set, move together; a row that need not move stays put
-    rows = again.any(1).nonzero()[:, 0]
-    moving = again[rows]
-    part, value, solves, _ = move(
-        z[rows], joint[rows], log_joint, mean, factor, steps, derive(seed, "move"), moving
-    )
-    z[rows], joint[rows] = part, value
+    # all draws move, not the repeats alone: which draws repeat depends on where they are, and moving
+    # a subset chosen by its place would not leave the posterior invariant
+    z, joint, solves, _ = move(z, joint, log_joint, mean, factor, steps, derive(seed, "move"))
     return z, joint, solves
 
 
@@ -290,7 +287,6 @@ def move(
     factor: Tensor,
     steps: int,
     seed: int,
-    moving: Tensor | None = None,
     rho: float = 0.5,
 ) -> tuple[Tensor, Tensor, int, float]:
     """Preconditioned Crank-Nicolson steps in z whitened by `mean` and `factor`, all rows at once.
@@ -316,8 +312,6 @@ def move(
             accept = torch.rand_like(gain).log() < gain - excess
             accept &= torch.isfinite(there)
             rate = float(accept.double().mean())
-            if moving is not None:
-                accept &= moving
             z = torch.where(accept[..., None], proposed, z)
             joint, excess = torch.where(accept, there, joint), torch.where(accept, gain, excess)
             if step < steps // 2:

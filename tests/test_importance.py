@@ -45,7 +45,7 @@ def _target(z: torch.Tensor) -> torch.Tensor:
 
 
 def test_equally_weighted_draws_follow_the_target_without_duplicates() -> None:
-    mean, factor = torch.zeros(1, 3).double(), 1.2 * torch.eye(3).double()[None]
+    mean, factor = torch.full((1, 3), 0.8).double(), 0.6 * torch.eye(3).double()[None]
     proposal = student(mean, factor, 5.0, torch.ones(1).double())
     draws = draw_round([proposal], _target, 8_000, seed=1)
     z, joint, _ = equally_weighted(draws, _target, 4_000, seed=2)
@@ -105,7 +105,9 @@ def test_context_ignores_padding_and_order(kinetics: Model, trained: Estimator) 
     shuffled = data.map(lambda t: t[:, order] if t.dim() == 2 and t.shape[1] == len(order) else t)
     torch.testing.assert_close(trained.context(shuffled), context, rtol=1e-4, atol=1e-5)
     pad = data.map(
-        lambda t: torch.cat([t, 0 * t[:, :1]], 1) if t.dim() == 2 and t.shape[1] == len(order) else t
+        lambda t: (
+            torch.cat([t, torch.zeros_like(t[:, :1])], 1) if t.dim() == 2 and t.shape[1] == len(order) else t
+        )
     )
     torch.testing.assert_close(trained.context(pad), context, rtol=1e-4, atol=1e-5)
     moved = data.with_values({"P": data.channels["P"].values + 1})  # type: ignore[operator]

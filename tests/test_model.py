@@ -65,7 +65,8 @@ def test_simulation_is_a_function_of_the_seed() -> None:
     model = Model(line, PLAIN)
     one, two, other = model.simulate(5, 1), model.simulate(5, 1), model.simulate(5, 2)
     torch.testing.assert_close(one.z, two.z)
-    torch.testing.assert_close(one.experiments.channels["y"].values, two.experiments.channels["y"].values)
+    first, second = (s.experiments.channels["y"].values for s in (one, two))
+    torch.testing.assert_close(first, second)
     assert not torch.equal(one.z, other.z)
     assert model.z_size() == 6
     torch.testing.assert_close(

@@ -76,7 +76,7 @@ def test_every_field_survives_the_round_trip() -> None:
         (lambda t: t.assign(value=["x", *t["value"][1:]]), r"row 2: value is 'x'"),
         (lambda t: t.assign(value=[None, *t["value"][1:]]), "row 2: value is"),
         (lambda t: t.assign(time=[-1.0, *t["time"][1:]]), "time is -1"),
-        (lambda t: t.assign(time=[float("nan"), *t["time"][1:]]), "row 2: time is nan"),
+        (lambda t: t.assign(time=[float("nan"), *t["time"][1:]]), "row 2: time is 'nan'"),
         (lambda t: t.iloc[:0], "no rows"),
         (lambda t: t.assign(censoring="below"), "'below', expected one of"),
     ],
