@@ -29,10 +29,6 @@ _HOMES = {
     "Settings": "inference",
     "summary": "results",
     "Verdict": "results",
-    "nuts": "baselines",
-    "fit": "baselines",
-    "calibrate": "calibration",
-    "compare": "comparison",
 }
 
 __all__ = ["__version__", *_HOMES]
@@ -43,7 +39,7 @@ def __getattr__(name: str) -> object:
         value = getattr(import_module(f"ampost.{_HOMES[name]}"), name)
         globals()[name] = value
         return value
-    if name in {"zoo", "plots", "baselines"}:
+    if name in {"zoo", "plots"}:
         return import_module(f"ampost.{name}")
     raise AttributeError(f"module 'ampost' has no attribute {name!r}")
 
