@@ -27,6 +27,7 @@ _HOMES = {
     "train": "inference",
     "Budget": "inference",
     "Settings": "inference",
+    "calibrate": "calibration",
     "summary": "results",
     "Verdict": "results",
 }
@@ -39,10 +40,10 @@ def __getattr__(name: str) -> object:
         value = getattr(import_module(f"ampost.{_HOMES[name]}"), name)
         globals()[name] = value
         return value
-    if name in {"zoo", "plots"}:
+    if name in {"zoo", "plots", "baselines"}:
         return import_module(f"ampost.{name}")
     raise AttributeError(f"module 'ampost' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOMES, "zoo", "plots"])
+    return sorted([*globals(), *_HOMES, "zoo", "plots", "baselines"])

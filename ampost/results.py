@@ -184,3 +184,30 @@ def scored(model: Model, data: Experiments, z: Tensor) -> Scores:
     """Scores of z (draw, z) under one data set, without gradients."""
     with torch.no_grad():
         return model.score(z[:, None], data)
+
+
+def calibration_tree(
+    names: list[str],
+    rank: Tensor,
+    pit: Tensor,
+    contraction: Tensor,
+    levels: Tensor,
+    covered: Tensor,
+    sentence: str,
+    failures: int,
+) -> xr.DataTree:
+    """The result of a calibration: one entry per coordinate of z in each group."""
+
+    def by_name(values: Tensor) -> dict[str, Any]:
+        return {name: values[None, :, k].numpy() for k, name in enumerate(names)}
+
+    groups = {"ranks": by_name(rank), "pit": by_name(pit), "contraction": by_name(contraction)}
+    tree = arviz_base.from_dict(groups, sample_dims=["chain", "draw"])
+    tree["coverage"] = xr.DataTree(
+        xr.Dataset(
+            {name: (("level",), covered[:, k].numpy()) for k, name in enumerate(names)},
+            coords={"level": levels.numpy()},
+        )
+    )
+    tree["fit"] = xr.DataTree(xr.Dataset({"sentence": sentence, "failures": failures}))
+    return tree

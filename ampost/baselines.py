@@ -1,0 +1,96 @@
+"""What one would do without a network: Pyro's NUTS, and multi-start fitting; the same DataTree."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+import xarray as xr
+from pyro.infer import MCMC, NUTS
+from torch import Tensor
+
+from ampost import results
+from ampost.experiments import Experiments
+from ampost.model import Model
+from ampost.optimize import laplace, maximise
+from ampost.seeds import derive, seeded
+
+
+def fit(model: Model, data: Experiments, starts: int = 10, seed: int = 0) -> xr.DataTree:
+    """Multi-start BFGS on the exact log joint in z from prior draws; all optima kept, best first.
+
+    `posterior` holds 1,000 draws of the normal approximation at the best optimum (Laplace), or the
+    optimum alone, repeated, where its Hessian is singular; `fit/optima` (optimum, z) holds every end.
+    """
+    model.check_data(data)
+    began = time.monotonic()
+
+    def joint(z: Tensor) -> Tensor:
+        return model.log_joint(z[:, None], data)[:, 0]
+
+    begin = model.simulate(starts, derive(seed, "starts"), data.without_values()).z
+    found = maximise(joint, begin)
+    best = found[0].z
+    covariance = laplace(joint, best)
+    with seeded(derive(seed, "laplace")):
+        noise = torch.randn(1_000, len(best), dtype=torch.float64)
+    factor = torch.zeros_like(torch.diag(best)) if covariance is None else torch.linalg.cholesky(covariance)
+    tree = _tree(
+        model,
+        data,
+        best + noise @ factor.T,
+        {
+            "seconds": time.monotonic() - began,
+            "gradients": sum(f.gradients for f in found),
+            "best_log_joint": found[0].log_joint,
+            "computation": "laplace" if covariance is not None else "optimum only: singular Hessian",
+        },
+        seed,
+    )
+    ends = torch.stack([f.z for f in found]).numpy()
+    tree["optima"] = xr.DataTree(
+        xr.Dataset(
+            {
+                "z": (("optimum", "z_dim"), ends),
+                "log_joint": (("optimum",), [f.log_joint for f in found]),
+                "converged": (("optimum",), [f.converged for f in found]),
+            }
+        )
+    )
+    return tree
+
+
+def nuts(
+    model: Model, data: Experiments, draws: int = 500, warmup: int = 500, chains: int = 1, seed: int = 0
+) -> xr.DataTree:
+    """Pyro's NUTS in z on the exact log joint; chains one after another, from prior draws."""
+    model.check_data(data)
+    began = time.monotonic()
+    gradients = 0
+
+    def potential(given: dict[str, Tensor]) -> Tensor:
+        nonlocal gradients
+        gradients += 1
+        value = -model.log_joint(given["z"][None, None], data)[0, 0]
+        return torch.where(torch.isfinite(value), value, 1e10)
+
+    parts = []
+    for chain in range(chains):
+        begin = model.simulate(1, derive(seed, "nuts", chain), data.without_values()).z[0]
+        with seeded(derive(seed, "chain", chain)):
+            kernel = NUTS(potential_fn=potential)
+            mcmc = MCMC(kernel, draws, warmup_steps=warmup, initial_params={"z": begin}, disable_progbar=True)
+            mcmc.run()
+        parts.append(mcmc.get_samples()["z"])
+    said = {"seconds": time.monotonic() - began, "gradients": gradients, "computation": "nuts"}
+    return _tree(model, data, torch.cat(parts), said, seed, chains)
+
+
+def _tree(
+    model: Model, data: Experiments, z: Tensor, said: dict[str, Any], seed: int, chains: int = 1
+) -> xr.DataTree:
+    scores = results.scored(model, data, z)
+    predicted = results.predict_at(model, data, z, seed)
+    prior = model.simulate(500, derive(seed, "prior"), data.without_values()).parameters
+    return results.build(model, data, z, scores, predicted, prior, said, chains=chains)
