@@ -225,7 +225,8 @@ def correct(model: Model, data: Experiments, trained: Estimator, seed: int, budg
                 False,
                 True,
             )
-    sizes = torch.full_like(effective, float(len(start)) * min(1.0, 2 * found.acceptance))
+    # the particles are correlated by their ancestry: no effective size is claimed for them
+    sizes = torch.full_like(effective, float("nan"))
     return Corrected(
         found.z[:, 0],
         final,

@@ -18,7 +18,9 @@ def write(result: xr.DataTree, model: Model, data: Experiments, folder: str | Pa
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     entries = {str(n): values(result, "fit", n) for n in result["fit"].data_vars}
-    verdict = {name: entry.item() for name, entry in entries.items() if entry.ndim == 0}
+    single = {name: entry.item() for name, entry in entries.items() if entry.ndim == 0}
+    # JSON has no NaN: what is not known is null
+    verdict = {name: None if value != value else value for name, value in single.items()}
     files.write_text(folder / "verdict.json", json.dumps(verdict, indent=2))
     files.write_text(folder / "summary.csv", summary(result).to_csv(index_label="parameter"))
     with files.replacing(folder / "posterior.nc") as temporary:
