@@ -15,9 +15,9 @@ import torch
 import torch.distributions as td
 from torch import Tensor
 from torch.distributions import biject_to
-from torch.special import erfinv, log_ndtr, ndtr, ndtri
+from torch.special import erfinv, log_ndtr, ndtri
 
-from ampost.distributions import TruncatedNormal
+from ampost.distributions import TruncatedNormal, log_tails, quantile_of_logs
 from ampost.errors import ModelError
 
 
@@ -142,6 +142,11 @@ Maps = tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]
 _ROOT2 = math.sqrt(2.0)
 
 
+def ndtr(z: Tensor) -> Tensor:
+    """Phi(z), relatively exact in the lower tail; torch's own, (1 + erf) / 2, is 0 below z = -8.3."""
+    return 0.5 * torch.erfc(-z / _ROOT2)
+
+
 def _normal(d: Any) -> Maps:  # noqa: ANN401
     return (lambda z: d.loc + d.scale * z), (lambda x: (x - d.loc) / d.scale)
 
@@ -212,29 +217,8 @@ def _exponential(d: Any) -> Maps:  # noqa: ANN401
 
 
 def _truncated(d: Any) -> Maps:  # noqa: ANN401
-    """By the tail that holds the mass: mirrored where more than half of it lies above."""
-    a, b = (d.low - d.loc) / d.scale, (d.high - d.loc) / d.scale
-    flip = a > 0
-    low, high = torch.where(flip, -b, a), torch.where(flip, -a, b)
-    bottom, mass = ndtr(low), ndtr(high) - ndtr(low)
-    top = ndtr(-high)
-
-    def to_theta(z: Tensor) -> Tensor:
-        v = torch.where(flip, -z, z)
-        p = bottom + mass * ndtr(v)
-        q = top + mass * ndtr(-v)
-        x = torch.where(p < 0.5, ndtri(p.clamp(max=0.5)), -ndtri(q.clamp(max=0.5)))
-        theta: Tensor = d.loc + d.scale * torch.where(flip, -x, x)
-        return theta
-
-    def to_z(theta: Tensor) -> Tensor:
-        x = (theta - d.loc) / d.scale
-        x = torch.where(flip, -x, x)
-        p, q = (ndtr(x) - bottom) / mass, (ndtr(-x) - top) / mass
-        v = torch.where(p < 0.5, ndtri(p.clamp(0.0, 0.5)), -ndtri(q.clamp(0.0, 0.5)))
-        return torch.where(flip, -v, v)
-
-    return to_theta, to_z
+    """By the logs of both tails, so that a cut far out or a narrow one keeps its digits."""
+    return (lambda z: d.quantile(*log_tails(z))), (lambda x: quantile_of_logs(*d.tails(x)))
 
 
 def _multivariate(d: Any) -> Maps:  # noqa: ANN401

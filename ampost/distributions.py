@@ -265,11 +265,11 @@ class TruncatedNormal(TorchDistribution):
         if self.has_low:
             step, close = self._step(self._alpha, log_p)
             value = torch.where(close, self.low + self.scale * step, value)
-            value = torch.maximum(value, self.low)
+            value = torch.where(value < self.low, self.low, value)  # maximum halves a tie's slope
         if self.has_high:
             step, close = self._step(-self._beta, log_q)
             value = torch.where(close, self.high - self.scale * step, value)
-            value = torch.minimum(value, self.high)
+            value = torch.where(value > self.high, self.high, value)
         return value
 
     def _step(self, bound: Tensor, log_mass: Tensor) -> tuple[Tensor, Tensor]:
