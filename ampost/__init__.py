@@ -25,7 +25,7 @@ _HOMES = {
     "Estimator": "estimator",
     "infer": "inference",
     "train": "inference",
-    "Budget": "inference",
+    "Budget": "correction",
     "Settings": "inference",
     "calibrate": "calibration",
     "summary": "results",

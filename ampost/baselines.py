@@ -90,7 +90,6 @@ def nuts(
 def _tree(
     model: Model, data: Experiments, z: Tensor, said: dict[str, Any], seed: int, chains: int = 1
 ) -> xr.DataTree:
-    scores = results.scored(model, data, z)
-    predicted = results.predict_at(model, data, z, seed)
-    prior = model.simulate(500, derive(seed, "prior"), data.without_values()).parameters
-    return results.build(model, data, z, scores, predicted, prior, said, chains=chains)
+    reported = results.report(model, data, z, seed)
+    prior = results.prior_draws(model, data, 500, derive(seed, "prior"))
+    return results.build(model, data, z, reported, prior, said, chains=chains)

@@ -9,6 +9,10 @@ class AmpostError(Exception):
     """Base of every error that ampost raises on purpose."""
 
 
+class ArgumentError(AmpostError):
+    """An argument of a public function is outside its range."""
+
+
 class TableError(AmpostError):
     """A table cannot be read as measurements: a column, row or value is wrong."""
 

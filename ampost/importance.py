@@ -8,8 +8,9 @@ carries every diagnostic.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -34,14 +35,13 @@ class Component:
 
 @dataclass(frozen=True)
 class Draws:
-    """A final round: draws with log proposal, log joint and log weight, and what it cost."""
+    """One round: draws with log proposal, log joint, log weight, and the component each came from."""
 
     z: Latent
     log_proposal: PerDraw
     log_joint: PerDraw
     log_weight: PerDraw
-    failures: int
-    solves: int
+    component: Tensor
 
     @property
     def weights(self) -> Tensor:
@@ -73,6 +73,44 @@ def student(mean: Tensor, factor: Tensor, degrees: float, share: Tensor) -> Comp
     return Component("student", share, sample, log_density)
 
 
+def fitted_mixture(z: Tensor, log_weight: Tensor, degrees: float, seed: int) -> list[Component]:
+    """Student-t components that follow weighted draws z (draw, dataset, z): one, or up to four if they bend.
+
+    Centres and scales come from scikit-learn's Gaussian mixture in whitened z, fitted to resampled
+    draws; the number of components is what their effective size can carry.
+    """
+    datasets, size = z.shape[1:]
+    mean, factor = weighted_moments(z, log_weight)
+    numbers = size * (size + 3) / 2
+    count = int(min(4.0, max(1.0, float(kish(log_weight).min()) / (5 * numbers))))
+    if count == 1:
+        return [student(mean, factor, degrees, torch.ones(datasets, dtype=torch.float64))]
+    index, _ = resample(log_weight, min(2_000, len(z)), seed)
+    chosen = z.gather(0, index[..., None].expand(*index.shape, size))
+    white = torch.linalg.solve_triangular(factor, (chosen - mean)[..., None], upper=False)[..., 0]
+    fits = [_gaussians(white[:, d], count, seed) for d in range(datasets)]
+    shares, centres, scales = (torch.stack(parts, 1) for parts in zip(*fits, strict=True))
+    centres = mean + (factor @ centres[..., None])[..., 0]
+    return [
+        student(centre, factor @ scale, degrees, share)
+        for share, centre, scale in zip(shares, centres, scales, strict=True)
+    ]
+
+
+def _gaussians(white: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Shares (count,), centres (count, z) and Cholesky factors (count, z, z) of a Gaussian mixture."""
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.mixture import GaussianMixture
+
+    mixture = GaussianMixture(count, reg_covar=1e-2, random_state=seed % 2**32, n_init=2, tol=1e-2)
+    with warnings.catch_warnings():
+        # a fit that has not converged is a worse proposal, not a wrong one
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        mixture.fit(white.numpy())
+    scales = torch.linalg.cholesky(torch.as_tensor(mixture.covariances_))
+    return torch.as_tensor(mixture.weights_), torch.as_tensor(mixture.means_), 1.1 * scales
+
+
 def log_mixture(z: Tensor, components: list[Component]) -> Tensor:
     """Log density of the mixture, (draw, dataset)."""
     parts = [c.share.log() + c.log_density(z) for c in components]
@@ -84,68 +122,29 @@ def draw_round(components: list[Component], log_joint: LogDensity, count: int, s
     shares = torch.stack([c.share for c in components]).mean(1)
     numbers = (shares / shares.sum() * count).round().long().tolist()
     numbers[0] += count - sum(numbers)
-    z = torch.cat(
-        [
-            c.sample(n, derive(seed, c.name, k))
-            for k, (c, n) in enumerate(zip(components, numbers, strict=True))
-            if n > 0
-        ]
-    )
+    used = [(k, c, n) for k, (c, n) in enumerate(zip(components, numbers, strict=True)) if n > 0]
+    z = torch.cat([c.sample(n, derive(seed, c.name, k)) for k, c, n in used])
     # deterministic mixture weights (Owen and Zhou 2000): the mixture of the shares actually drawn
-    actual = [
-        Component(c.name, torch.full_like(c.share, n / count), c.sample, c.log_density)
-        for c, n in zip(components, numbers, strict=True)
-        if n > 0
-    ]
-    proposal = log_mixture(z, actual)
-    joint = log_joint(z)
-    weight = torch.where(torch.isfinite(joint), joint - proposal, -torch.inf)
-    failures = int((~torch.isfinite(joint)).sum())
-    return Draws(z, proposal, joint, weight, failures, z.shape[0] * z.shape[1])
+    proposal = log_mixture(z, [shared(c, n / count) for _, c, n in used])
+    origin = torch.cat([torch.full((n,), k) for k, _, n in used])
+    return weighed(z, proposal, log_joint(z), origin)
 
 
-def adapt(
-    flow: Component,
-    prior: Component,
-    log_joint: LogDensity,
-    seed: int,
-    rounds: int = 3,
-    draws: int = 1_000,
-    enough: float = 0.5,
-) -> tuple[list[Component], int]:
-    """Shape a proposal: flow, Student-t components fitted to weighted draws, a share of the prior.
-
-    Rounds stop early once a round's efficiency reaches `enough`. Returns the frozen components and
-    the solves spent.
-    """
-    size = int(prior.sample(1, 0).shape[-1])
-    degrees = 5.0 if size <= 4 else 10.0 if size <= 12 else 20.0
-    components = [_shared(flow, 0.95), _shared(prior, 0.05)]
-    solves = 0
-    for k in range(rounds):
-        found = draw_round(components, log_joint, draws, derive(seed, "adapt", k))
-        solves += found.solves
-        efficiency = kish(found.log_weight) / draws
-        if float(efficiency.min()) >= enough:
-            break
-        mean, factor = weighted_moments(found.z, temper(found.log_weight, 10.0 * size))
-        fitted = student(mean, factor, degrees, torch.ones_like(flow.share))
-        weight_flow = 0.3 if k + 1 < rounds else 0.2
-        components = [
-            _shared(fitted, 0.95 - weight_flow),
-            _shared(flow, weight_flow),
-            _shared(prior, 0.05),
-        ]
-    return components, solves
+def weighed(z: Tensor, log_proposal: Tensor, log_joint: Tensor, component: Tensor) -> Draws:
+    """Draws with their weights; a draw whose log joint is not finite weighs nothing."""
+    weight = torch.where(torch.isfinite(log_joint), log_joint - log_proposal, -torch.inf)
+    return Draws(z, log_proposal, log_joint, weight, component)
 
 
-def _shared(component: Component, share: float) -> Component:
-    return Component(
-        component.name,
-        torch.full_like(component.share, share),
-        component.sample,
-        component.log_density,
-    )
+def joined(first: Draws, second: Draws) -> Draws:
+    """Two rounds from the same frozen proposal as one."""
+    names = Draws.__dataclass_fields__
+    return Draws(*(torch.cat([getattr(first, n), getattr(second, n)]) for n in names))
+
+
+def shared(component: Component, share: float) -> Component:
+    """The component with another share of the mixture."""
+    return replace(component, share=torch.full_like(component.share, share))
 
 
 def temper(log_weight: Tensor, target: float) -> Tensor:
@@ -244,9 +243,9 @@ def _pareto_shape(excess: np.ndarray[tuple[int], np.dtype[np.float64]]) -> float
     return (n * shape + 10 * 0.5) / (n + 10)
 
 
-def resample(draws: Draws, count: int, seed: int) -> tuple[Tensor, Tensor]:
+def resample(log_weight: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor]:
     """`count` indices by systematic resampling (draw, dataset), and which repeat an earlier one."""
-    weights = draws.weights
+    weights = torch.softmax(log_weight, 0)
     datasets = weights.shape[1]
     with seeded(seed):
         start = torch.rand(datasets, dtype=torch.float64)
@@ -260,23 +259,28 @@ def resample(draws: Draws, count: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def equally_weighted(
-    draws: Draws, log_joint: LogDensity, count: int, seed: int, steps: int = 10
-) -> tuple[Tensor, Tensor, int]:
-    """Equally weighted draws z (count, dataset, z) without duplicates, their log joint, solves spent.
+    draws: Draws, log_joint: LogDensity, count: int, seed: int, steps: int = 5
+) -> tuple[Tensor, Tensor]:
+    """Equally weighted draws z (count, dataset, z) without duplicates, and their log joint.
 
     Where systematic resampling leaves duplicates, every draw takes steps that leave the posterior
     invariant.
     """
-    index, again = resample(draws, count, derive(seed, "resample"))
+    index, again = resample(draws.log_weight, count, derive(seed, "resample"))
     wide = index[..., None].expand(*index.shape, draws.z.shape[-1])
     z, joint = draws.z.gather(0, wide), draws.log_joint.gather(0, index)
     if not bool(again.any()):
-        return z, joint, 0
+        return z, joint
     mean, factor = weighted_moments(draws.z, temper(draws.log_weight, 10.0 * z.shape[-1]))
     # all draws move, not the repeats alone: which draws repeat depends on where they are, and moving
     # a subset chosen by its place would not leave the posterior invariant
-    z, joint, solves, _ = move(z, joint, log_joint, mean, factor, steps, derive(seed, "move"))
-    return z, joint, solves
+    rho = 0.8
+    for k in range(5 if steps else 0):
+        z, joint, _ = move(z, joint, log_joint, mean, factor, steps, derive(seed, "move", k), rho)
+        if all(len(z[:, d].unique(dim=0)) == count for d in range(z.shape[1])):
+            break
+        rho /= 2  # some draws stay where they are: shorter steps
+    return z, joint
 
 
 def move(
@@ -288,26 +292,26 @@ def move(
     steps: int,
     seed: int,
     rho: float = 0.5,
-) -> tuple[Tensor, Tensor, int, float]:
+) -> tuple[Tensor, Tensor, float]:
     """Preconditioned Crank-Nicolson steps in z whitened by `mean` and `factor`, all rows at once.
 
     z' = m + sqrt(1 - rho^2) (z - m) + rho L xi leaves N(m, L L') invariant, so the ratio of target
     to that reference decides (Cotter et al., Statistical Science 28 (2013) 424). `rho` follows the
-    acceptance rate during the first half of the steps only.
+    acceptance rate during the first half of the steps only. Returns z, its target and the last
+    acceptance rate.
     """
 
     def reference(x: Tensor) -> Tensor:
         u: Tensor = torch.linalg.solve_triangular(factor, (x - mean)[..., None], upper=False)[..., 0]
         return -0.5 * u.square().sum(-1)
 
-    solves, rate = 0, 0.0
+    rate = 0.0
     excess = joint - reference(z)
     with seeded(seed):
         for step in range(steps):
             noise = (factor @ torch.randn_like(z)[..., None])[..., 0]
             proposed = mean + math.sqrt(1 - rho**2) * (z - mean) + rho * noise
             there = target(proposed)
-            solves += there.numel()
             gain = there - reference(proposed)
             accept = torch.rand_like(gain).log() < gain - excess
             accept &= torch.isfinite(there)
@@ -316,4 +320,4 @@ def move(
             joint, excess = torch.where(accept, there, joint), torch.where(accept, gain, excess)
             if step < steps // 2:
                 rho = min(0.95, max(0.05, rho * math.exp(rate - 0.3)))
-    return z, joint, solves, rate
+    return z, joint, rate

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +12,17 @@ import xarray as xr
 from torch import Tensor
 
 from ampost import bank as banks
-from ampost import checks, importance, results
+from ampost import checks, results
+from ampost.correction import Budget, Corrected, correct
 from ampost.errors import EstimatorError, ExperimentError
 from ampost.estimator import QUANTILES, Architecture, Estimator, train_estimator
 from ampost.experiments import Experiments
-from ampost.importance import Component, Draws
-from ampost.mcmc import smc
+from ampost.importance import Draws
 from ampost.model import Model
-from ampost.optimize import maximise
+from ampost.optimize import Optimum, maximise
 from ampost.progress import tell
 from ampost.results import Verdict
-from ampost.seeds import derive, seeded
+from ampost.seeds import derive
 from ampost.training import Schedule
 
 
@@ -34,31 +34,6 @@ class Settings:
     schedule: Schedule = field(default_factory=Schedule)
     batch: int = 256
     architecture: Architecture = field(default_factory=Architecture)
-
-
-@dataclass(frozen=True)
-class Budget:
-    """How a posterior is corrected: draws returned, wanted effective size, most solves."""
-
-    draws: int = 4_000
-    effective_size: int = 4_000
-    solves: int = 60_000
-
-
-@dataclass(frozen=True)
-class Corrected:
-    """Equally weighted draws z (draw, z) of one data set, with what carries the verdict."""
-
-    z: Tensor
-    final: Draws | None
-    khat: float
-    khat_flow: float
-    effective: Tensor
-    log_evidence: float
-    log_evidence_error: float
-    solves: int
-    sampled: bool
-    complete: bool
 
 
 def train(
@@ -117,141 +92,33 @@ def infer(
             )
         data = data.at(0)
     model.check_data(data)
-    budget = budget or Budget()
     trained = _ready(model, data, estimator, settings, seed, progress)
     began = time.monotonic()
-    corrected = correct(model, data, trained, derive(seed, "correct"), budget)
+    corrected = correct(model, data, trained, derive(seed, "correct"), budget or Budget())
     seconds = time.monotonic() - began
-    scores = results.scored(model, data, corrected.z)
+    reported = results.report(model, data, corrected.z, seed)
+    log_joint = reported.scores.log_joint[:, 0]
     fit: dict[str, Any] = {
         "solves": corrected.solves,
-        "seconds_correction": seconds,
+        "seconds": seconds,
         "seconds_training": trained.report.seconds,
+        "best_log_joint": float(log_joint.max()),
         "khat": corrected.khat,
-        "khat_network": corrected.khat_flow,
+        "khat_network": corrected.khat_network,
         "log_evidence": corrected.log_evidence,
         "log_evidence_error": corrected.log_evidence_error,
         "point_estimate": _point(model, data, trained),
         "effective_size": _by_parameter(model, data, corrected.effective),
     }
     if optimum:
-        fit["map_z"] = _mode(model, data, corrected.z, scores.log_joint[:, 0])
-    predicted = results.predict_at(model, data, corrected.z, seed)
-    verdict = _verdict(model, data, trained, corrected, scores.log_likelihood[:, 0], budget, seed)
+        best = _mode(model, data, corrected.z[log_joint.argmax()])
+        fit["map_z"] = _scalars(model.parameters(best.z[None, None], data))
+        fit |= {"best_log_joint": best.log_joint, "gradients": best.gradients}
+    verdict = _verdict(model, data, trained, corrected, reported, seed)
     fit |= {"computation": verdict.computation, "data": verdict.data, "verdict": str(verdict)}
-    prior = model.simulate(1_000, derive(seed, "prior"), data).parameters
-    return results.build(model, data, corrected.z, scores, predicted, prior, fit, _samples(corrected.final))
-
-
-def correct(model: Model, data: Experiments, trained: Estimator, seed: int, budget: Budget) -> Corrected:
-    """Network draws -> adapted, frozen proposal -> fresh final round -> equally weighted draws.
-
-    Where the weights stay poor, sequential Monte Carlo from the prior takes over.
-    """
-    context = trained.context(data)
-    one = torch.ones(1, dtype=torch.float64)
-    flow = Component(
-        "flow",
-        one,
-        lambda n, s: trained.sample(context, n, s),
-        lambda z: trained.log_density(z, context),
-    )
-    prior = _prior_component(model, data, one)
-
-    def joint(z: Tensor) -> Tensor:
-        with torch.no_grad():
-            return model.log_joint(z, data)
-
-    plain = importance.draw_round([flow], joint, 1_000, derive(seed, "plain"))
-    khat_flow = float(importance.khat(plain.log_weight))
-    components, spent = importance.adapt(flow, prior, joint, derive(seed, "adapt"))
-    spent += plain.solves
-    pilot = importance.draw_round(components, joint, 500, derive(seed, "pilot"))
-    spent += pilot.solves
-    rate = max(float(importance.kish(pilot.log_weight)) / 500, 0.01)
-    count = int(min(max(4_000, 1.15 * budget.effective_size / rate), budget.solves - spent))
-    final = importance.draw_round(components, joint, max(count, 1_000), derive(seed, "final"))
-    spent += final.solves
-    khat = float(importance.khat(final.log_weight))
-    effective = importance.effective_sizes(final)[0]
-    evidence, error = importance.log_evidence(final.log_weight)
-    size = float(importance.kish(final.log_weight))
-    if khat < 0.7 and min(size, float(effective.min())) >= 400:
-        z, _, moved = importance.equally_weighted(final, joint, budget.draws, derive(seed, "equal"))
-        return Corrected(
-            z[:, 0],
-            final,
-            khat,
-            khat_flow,
-            effective,
-            float(evidence),
-            float(error),
-            spent + moved,
-            False,
-            True,
-        )
-    with seeded(derive(seed, "smc")):
-        start = model.simulate(budget.draws, derive(seed, "start"), data.without_values()).z[:, None]
-
-    def parts(z: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.no_grad():
-            scores = model.score(z, data)
-        return scores.log_prior, scores.log_likelihood
-
-    found = smc(start, parts, derive(seed, "smc"))
-    spent += found.solves
-    if found.complete:
-        # the particles shape a proposal; a fresh round of draws from it then carries the verdict
-        mean, factor = importance.weighted_moments(found.z, torch.zeros_like(found.log_joint))
-        fitted = importance.student(mean, factor, _degrees(mean.shape[1]), 0.9 * one)
-        wide = replace(prior, share=0.05 * one)
-        parts_of_proposal = [fitted, wide, replace(flow, share=0.05 * one)]
-        final = importance.draw_round(parts_of_proposal, joint, len(start) * 3, derive(seed, "last"))
-        spent += final.solves
-        khat = float(importance.khat(final.log_weight))
-        effective = importance.effective_sizes(final)[0]
-        evidence, error = importance.log_evidence(final.log_weight)
-        if khat < 0.7 and min(float(importance.kish(final.log_weight)), float(effective.min())) >= 1_000:
-            z, _, moved = importance.equally_weighted(final, joint, budget.draws, derive(seed, "equal"))
-            return Corrected(
-                z[:, 0],
-                final,
-                khat,
-                khat_flow,
-                effective,
-                float(evidence),
-                float(error),
-                spent + moved,
-                False,
-                True,
-            )
-    # the particles are correlated by their ancestry: no effective size is claimed for them
-    sizes = torch.full_like(effective, float("nan"))
-    return Corrected(
-        found.z[:, 0],
-        final,
-        khat,
-        khat_flow,
-        sizes,
-        float(found.log_evidence),
-        float("nan"),
-        spent,
-        True,
-        found.complete,
-    )
-
-
-def _degrees(size: int) -> float:
-    """Degrees of freedom of a Student-t component: heavier tails in few dimensions."""
-    return 5.0 if size <= 4 else 10.0 if size <= 12 else 20.0
-
-
-def _prior_component(model: Model, data: Experiments, share: Tensor) -> Component:
-    """The prior in z as a component: standard normal where the maps are exact, a wide normal else."""
-    size = model.z_size(data.count)
-    exact = all(site.exact for site in model.sites(data.count))
-    wide = torch.eye(size, dtype=torch.float64) * (1.0 if exact else 1.5)
-    return importance.student(torch.zeros(1, size, dtype=torch.float64), wide[None], 50.0, share)
+    prior = results.prior_draws(model, data, 1_000, derive(seed, "prior"))
+    weighted = None if corrected.sampled else _weighted(corrected.final)
+    return results.build(model, data, corrected.z, reported, prior, fit, weighted)
 
 
 def _ready(
@@ -298,10 +165,8 @@ def _point(model: Model, data: Experiments, trained: Estimator) -> dict[str, flo
     return _scalars(model.parameters(median[None], data))
 
 
-def _mode(model: Model, data: Experiments, z: Tensor, joint: Tensor) -> dict[str, float]:
-    start = z[joint.argmax()][None]
-    best = maximise(lambda x: model.log_joint(x[:, None], data)[:, 0], start)[0]
-    return _scalars(model.parameters(best.z[None, None], data))
+def _mode(model: Model, data: Experiments, start: Tensor) -> Optimum:
+    return maximise(lambda z: model.log_joint(z[:, None], data)[:, 0], start[None])[0]
 
 
 def _scalars(values: dict[str, Tensor]) -> dict[str, float]:
@@ -323,14 +188,13 @@ def _by_parameter(model: Model, data: Experiments, effective: Tensor) -> dict[st
     return out
 
 
-def _samples(final: Draws | None) -> dict[str, Tensor] | None:
-    if final is None:
-        return None
+def _weighted(final: Draws) -> dict[str, Tensor]:
     return {
         "z": final.z[:, 0],
         "log_weight": final.log_weight[:, 0],
         "log_joint": final.log_joint[:, 0],
         "log_proposal": final.log_proposal[:, 0],
+        "component": final.component,
     }
 
 
@@ -339,66 +203,64 @@ def _verdict(
     data: Experiments,
     trained: Estimator,
     corrected: Corrected,
-    log_likelihood: Tensor,
-    budget: Budget,
+    reported: results.Report,
     seed: int,
 ) -> Verdict:
-    reasons, numbers = [], {"khat": corrected.khat, "khat_network": corrected.khat_flow}
+    computation, reason = _computation(corrected)
+    numbers = {
+        "khat": corrected.khat,
+        "khat_network": corrected.khat_network,
+        "effective_size": float(corrected.effective.min()),
+        "solves": float(corrected.solves),
+    }
+    state, words, p_values = _data_state(model, data, trained, reported, seed)
+    return Verdict(computation, state, (reason, words), numbers | p_values)
+
+
+def _computation(corrected: Corrected) -> tuple[str, str]:
+    """The computation's label and the sentence behind it."""
     smallest = float(corrected.effective.min())
-    numbers["effective_size"] = smallest
-    numbers["solves"] = float(corrected.solves)
+    if corrected.sampled and not corrected.complete:
+        return "failed", (
+            "Neither weights nor sequential Monte Carlo reached the posterior; use baselines.nuts, or "
+            "look for regions of the prior where the ODE fails."
+        )
     if corrected.sampled:
-        computation = "sampled" if corrected.complete else "failed"
-        reasons.append(
-            f"The weights were poor (k-hat {corrected.khat:.2f}), so sequential Monte Carlo from the "
-            f"prior took over; compare with baselines.nuts before you rely on it."
+        return "sampled", (
+            f"No proposal carried the weights (k-hat {corrected.khat:.2f} at the end), so these are "
+            f"particles of sequential Monte Carlo from the prior: their effective size is not known; "
+            f"compare with baselines.nuts before you rely on them."
         )
-    elif smallest >= 1_000 and corrected.khat < 0.7:
-        computation = "trusted" if corrected.khat_flow < 0.5 else "corrected"
-        reasons.append(
-            f"k-hat {corrected.khat:.2f} (network alone {corrected.khat_flow:.2f}), smallest effective "
-            f"size {smallest:.0f} from {corrected.solves} solves."
-        )
-    else:
-        computation = "failed"
-        reasons.append(
-            f"The effective size is only {smallest:.0f} (k-hat {corrected.khat:.2f}); raise "
-            f"Budget(solves=...), train longer, or use baselines.nuts."
-        )
-    state, words = _data_state(model, data, trained, corrected, log_likelihood, seed, numbers)
-    return Verdict(computation, state, (*reasons, words), numbers)
+    said = (
+        f"k-hat {corrected.khat:.2f} (network alone {corrected.khat_network:.2f}), smallest effective "
+        f"size {smallest:.0f}, {corrected.solves} ODE solves."
+    )
+    how = {
+        "network": "The network's draws, weighted",
+        "weights": "The proposal was adapted by its weights",
+        "bridge": "The network was far off; its draws were carried to the posterior by sequential Monte Carlo",
+        "prior": "The proposal was found from the prior, without the network",
+    }[corrected.shaped_by]
+    trusted = corrected.shaped_by == "network" and corrected.khat_network < 0.5 and corrected.khat < 0.5
+    return "trusted" if trusted else "corrected", f"{how}: {said}"
 
 
 def _data_state(
-    model: Model,
-    data: Experiments,
-    trained: Estimator,
-    corrected: Corrected,
-    log_likelihood: Tensor,
-    seed: int,
-    numbers: dict[str, float],
-) -> tuple[str, str]:
+    model: Model, data: Experiments, trained: Estimator, reported: results.Report, seed: int
+) -> tuple[str, str, dict[str, float]]:
+    """The label of model and data, the sentence behind it, and the p-values."""
     outside = trained.design.outside(data)
-    some = corrected.z[:: max(1, len(corrected.z) // 500)]
-    mine = log_likelihood[:: max(1, len(corrected.z) // 500)]
-    replicate = model.simulate_at(some, data.expand((len(some),)), derive(seed, "misfit"))
-    # each replicate is scored at its own draw: one data set per draw, on the diagonal
-    with torch.no_grad():
-        again = model.score(some[None], replicate.experiments).log_likelihood[0]
-    p_misfit = checks.misfit(-mine, -again)
+    mine = reported.scores.log_likelihood[:, 0]
+    p_misfit = checks.misfit(-mine, -reported.log_likelihood_replicated)
     simulated = model.simulate(300, derive(seed, "contexts"), data.without_values())
     p_context = checks.unlike(trained.context(data)[0], trained.context(simulated.experiments))
-    numbers |= {"p_misfit": p_misfit, "p_context": p_context}
+    numbers = {"p_misfit": p_misfit, "p_context": p_context}
     if outside:
-        return "outside the design", outside[0]
+        return "outside the design", f"{outside[0]}.", numbers
     if p_misfit < 0.01:
-        return (
-            "misfit",
-            f"The model does not explain the data (p = {p_misfit:.3f} by replicated data).",
-        )
+        words = f"The model does not explain the data (p = {p_misfit:.3f} by replicated data)."
+        return "misfit", words, numbers
     if p_context < 0.01:
-        return (
-            "unlike the training data",
-            f"Data like these are rare under the prior (p = {p_context:.3f}).",
-        )
-    return "consistent", f"The model explains the data (p = {p_misfit:.2f} by replicated data)."
+        words = f"Data like these are rare under the prior (p = {p_context:.3f})."
+        return "unlike the training data", words, numbers
+    return "consistent", f"The model explains the data (p = {p_misfit:.2f} by replicated data).", numbers

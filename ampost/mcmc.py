@@ -1,7 +1,7 @@
-"""Batched sampling where weights fail: sequential Monte Carlo from the prior, moves by pCN.
+"""Batched sampling where weights fail: sequential Monte Carlo along a path of densities, moves by pCN.
 
-Particles pass from the prior to the posterior along prior x likelihood^b; each b keeps half of the
-effective size. It does not trust the network.
+Particles pass from a reference q to the posterior along q^(1-b) x joint^b; each step in b keeps half
+of the effective size. With the prior as reference it does not trust the network.
 """
 
 from __future__ import annotations
@@ -15,69 +15,69 @@ from torch import Tensor
 from ampost.importance import Draws, equally_weighted, kish, move, weighted_moments
 from ampost.seeds import derive
 
-Parts = Callable[[Tensor], tuple[Tensor, Tensor]]
+Path = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
 class SmcResult:
-    """Particles (draw, dataset, z) of the posterior, their log joint, evidence, stages and solves."""
+    """Particles (draw, dataset, z) of the posterior, their log joint, evidence, and how it went."""
 
     z: Tensor
     log_joint: Tensor
     log_evidence: Tensor
     stages: int
-    solves: int
     acceptance: float
     complete: bool
 
 
-def smc(start: Tensor, parts: Parts, seed: int, steps: int = 10, most_stages: int = 60) -> SmcResult:
-    """From prior draws `start` to the posterior; `parts(z)` gives log prior and log likelihood.
+def smc(start: Tensor, path: Path, seed: int, steps: int = 10, most_stages: int = 60) -> SmcResult:
+    """From draws `start` of a reference to the posterior; `path(z)` gives log reference and log joint.
 
-    The last stage moves twice as long. `complete` is false where b = 1 was not reached.
+    The last stage moves twice as long. `complete` is false where b = 1 was not reached (Del Moral,
+    Doucet and Jasra, J. R. Statist. Soc. B 68 (2006) 411).
     """
     z = start
-    prior, likelihood = parts(z)
-    likelihood = torch.nan_to_num(likelihood, nan=-torch.inf)
-    solves = likelihood.numel()
+    ends = path(z)
     datasets = z.shape[1]
     power = torch.zeros(datasets, dtype=torch.float64)
     evidence = torch.zeros_like(power)
     rate, stage = 0.0, 0
     while bool((power < 1).any()) and stage < most_stages:
-        raised = _next_power(likelihood, power)
-        weight = torch.where(torch.isfinite(likelihood), (raised - power) * likelihood, -torch.inf)
+        gain = torch.where(torch.isfinite(ends[1]), ends[1] - ends[0], -torch.inf)
+        raised = _next_power(gain, power)
+        weight = torch.where(torch.isfinite(gain), (raised - power) * gain, -torch.inf)
         evidence = evidence + torch.logsumexp(weight, 0) - torch.log(torch.tensor(float(len(z))))
         power = raised
 
         def target(x: Tensor, at: Tensor = power) -> Tensor:
-            a, b = parts(x)
-            return torch.where(torch.isfinite(b), a + at * b, -torch.inf)
+            return _between(*path(x), at)
 
-        joint = torch.where(torch.isfinite(likelihood), prior + power * likelihood, -torch.inf)
+        joint = _between(*ends, power)
         mean, factor = weighted_moments(z, weight)
-        moved = Draws(z, joint, joint, weight, 0, 0)
-        z, joint, _ = equally_weighted(moved, target, len(z), derive(seed, "resample", stage), steps=0)
+        present = Draws(z, joint, joint, weight, torch.zeros(len(z), dtype=torch.long))
+        z, joint = equally_weighted(present, target, len(z), derive(seed, "resample", stage), steps=0)
         last = bool((power >= 1).all())
-        z, joint, spent, rate = move(
+        z, joint, rate = move(
             z, joint, target, mean, factor, steps * (2 if last else 1), derive(seed, "move", stage)
         )
-        prior, likelihood = parts(z)
-        solves += spent + likelihood.numel()
+        ends = path(z)
         stage += 1
-    complete = bool((power >= 1).all())
-    return SmcResult(z, prior + likelihood, evidence, stage, solves, rate, complete)
+    return SmcResult(z, ends[1], evidence, stage, rate, bool((power >= 1).all()))
 
 
-def _next_power(likelihood: Tensor, power: Tensor) -> Tensor:
+def _between(reference: Tensor, joint: Tensor, power: Tensor) -> Tensor:
+    """(1 - b) log reference + b log joint; -inf where the joint is not finite."""
+    return torch.where(torch.isfinite(joint), (1 - power) * reference + power * joint, -torch.inf)
+
+
+def _next_power(gain: Tensor, power: Tensor) -> Tensor:
     """The largest next power, per data set, that keeps half of the effective size."""
-    half = 0.5 * len(likelihood)
-    finite = torch.isfinite(likelihood)
+    finite = torch.isfinite(gain)
 
     def size(at: Tensor) -> Tensor:
-        return kish(torch.where(finite, (at - power) * likelihood, -torch.inf))
+        return kish(torch.where(finite, (at - power) * gain, -torch.inf))
 
-    usable = half * finite.double().mean(0)
+    usable = 0.5 * len(gain) * finite.double().mean(0)
     low, high = power.clone(), torch.ones_like(power)
     done = size(high) >= usable
     for _ in range(50):

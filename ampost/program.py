@@ -17,9 +17,10 @@ from pyro.poutine.indep_messenger import IndepMessenger
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import effectful
 from torch import Tensor
+from torch.distributions import Distribution
 
-from ampost.errors import ModelError, UnsupportedError
-from ampost.experiments import CENSORING, Channel, Doses, Experiments
+from ampost.errors import ModelError, OdeError, UnsupportedError
+from ampost.experiments import CENSORING, Channel, Doses, Experiments, Input
 from ampost.ode.eager import Eager
 from ampost.ode.problem import OdeProblem, RightHandSide, Solver, Trajectory
 
@@ -32,6 +33,7 @@ def odeint(
     parameters: Mapping[str, Any],
     experiments: Experiments,
     doses: Doses | None = None,
+    events: Mapping[str, Any] | None = None,
     name: str = "trajectory",
 ) -> Trajectory:
     """Solve an ODE inside a program: states at the experiments' times as `y.S` (..., experiment, time).
@@ -43,25 +45,41 @@ def odeint(
         parameters: what `p` holds, broadcast likewise.
         experiments: when to look, and the doses.
         doses: in place of `experiments.doses` (delayed or scaled ones, say).
+        events: not supported yet.
         name: told apart where a program solves more than once.
     """
-    if experiments.inputs and any(callable(v) for v in parameters.values()):
-        raise UnsupportedError("inputs as parameters of an ODE are not supported yet; leave them out")
+    if events:
+        raise UnsupportedError(
+            f"odeint {name!r} is given the events {', '.join(events)}, which are not supported yet; a dose "
+            f"that adds an amount to a state needs no event"
+        )
+    for key, value in parameters.items():
+        if isinstance(value, Input) or callable(value):
+            raise UnsupportedError(
+                f"parameter {key!r} of odeint {name!r} is an input or a function of time, which is not "
+                f"supported yet; give a number or tensor, or write the function of t into the right-hand side"
+            )
     return _ode(
         OdeProblem(
             name=name,
             rhs=rhs,
-            initial=_tensors(initial, experiments),
-            parameters=_tensors(parameters, experiments),
+            initial=_tensors("initial state", initial, experiments),
+            parameters=_tensors("parameter", parameters, experiments),
             experiments=experiments,
             doses=experiments.doses if doses is None else doses,
         )
     )
 
 
-def _tensors(values: Mapping[str, Any], experiments: Experiments) -> dict[str, Tensor]:
+def _tensors(kind: str, values: Mapping[str, Any], experiments: Experiments) -> dict[str, Tensor]:
     dtype, device = experiments.times.dtype, experiments.times.device
-    return {name: torch.as_tensor(v, dtype=dtype, device=device) for name, v in values.items()}
+    out = {}
+    for name, value in values.items():
+        try:
+            out[name] = torch.as_tensor(value, dtype=dtype, device=device)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise OdeError(f"{kind} {name!r} is {value!r}, expected a number or a tensor of numbers") from error
+    return out
 
 
 @effectful(type="ode")
@@ -93,6 +111,26 @@ class recording(Messenger):
         self.solved.append((msg["args"][0], msg["value"]))
 
 
+def replaying(solved: list[tuple[OdeProblem, Trajectory]]) -> Solver:
+    """A solver that answers with what was recorded, by name, for the same parameters and times."""
+    states: dict[str, list[Tensor]] = {}
+    status: dict[str, list[Tensor]] = {}
+    names: dict[str, tuple[str, ...]] = {}
+    for problem, trajectory in solved:
+        states.setdefault(problem.name, []).append(trajectory.states)
+        status.setdefault(problem.name, []).append(trajectory.status)
+        names[problem.name] = trajectory.names
+
+    def answer(problem: OdeProblem) -> Trajectory:
+        given = (*problem.initial.values(), *problem.parameters.values())
+        shape = torch.broadcast_shapes(problem.experiments.times.shape, *(v.shape for v in given))
+        stored = torch.cat(states[problem.name]).reshape(*shape, len(names[problem.name]))
+        failed = torch.cat(status[problem.name]).reshape(shape[:-1])
+        return Trajectory(problem.experiments.times, stored, failed, names[problem.name])
+
+    return answer
+
+
 def observe(name: str, noise: TorchDistribution, experiments: Experiments) -> Tensor | None:
     """What channel `name` shows: `noise` has shape (..., experiment, time) or broadcasts to it.
 
@@ -109,15 +147,38 @@ def observe(name: str, noise: TorchDistribution, experiments: Experiments) -> Te
             f"channel {name!r} has {' and '.join(kinds)}-censored values, whose likelihood is not "
             f"supported yet; leave them out (`censoring == 'none'`) and say so"
         )
+    shape = _spread(name, noise, channel.mask)
     over_experiments = IndepMessenger("experiments", experiments.count, dim=-2)
     over_time = IndepMessenger("time", experiments.times.shape[-1], dim=-1)
-    shape = torch.broadcast_shapes(noise.batch_shape, channel.mask.shape)
     wide = noise.expand(shape)
     observed = None if channel.values is None else _inside(wide, channel)
     marked: Any = {CHANNEL: name}
     with over_experiments, over_time:
         value: Tensor = pyro.sample(name, wide.mask(channel.mask), obs=observed, infer=marked)
     return value
+
+
+def _spread(name: str, noise: TorchDistribution, mask: Tensor) -> torch.Size:
+    """The noise's batch shape broadcast over experiments and times."""
+    if not isinstance(noise, Distribution):
+        raise ModelError(
+            f"the noise of channel {name!r} is a {type(noise).__name__}, expected a distribution such as "
+            f"dist.Normal(y.{name}, sigma)"
+        )
+    if noise.event_shape:
+        raise ModelError(
+            f"the noise of channel {name!r}, {type(noise).__name__}, has event shape "
+            f"{tuple(noise.event_shape)}, expected one number per measurement; use a univariate noise"
+        )
+    try:
+        shape: torch.Size = torch.broadcast_shapes(noise.batch_shape, mask.shape)
+    except RuntimeError as error:
+        raise ModelError(
+            f"the noise of channel {name!r} has batch shape {tuple(noise.batch_shape)}, expected one that "
+            f"broadcasts to (..., experiment, time) = {tuple(mask.shape)}; compute it from states of odeint, "
+            f"experiments.times, conditions and sites"
+        ) from error
+    return shape
 
 
 @effectful(type="channel")

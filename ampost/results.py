@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import arviz_base
@@ -15,6 +15,8 @@ from torch import Tensor
 
 from ampost.experiments import Experiments
 from ampost.model import Model, Scores
+from ampost.passes import idle
+from ampost.program import recording, replaying
 from ampost.seeds import derive
 
 
@@ -44,14 +46,14 @@ def build(
     model: Model,
     data: Experiments,
     z: Tensor,
-    scores: Scores,
-    predicted: Mapping[str, Tensor],
+    reported: Report,
     prior: Mapping[str, Tensor],
     fit: Mapping[str, Any],
     importance: Mapping[str, Tensor] | None = None,
     chains: int = 1,
 ) -> xr.DataTree:
-    """The result of one data set: equally weighted draws z (draw, z) and their scores (draw, 1, ...)."""
+    """The result of one data set: equally weighted draws z (draw, z) and what is reported of them."""
+    scores = reported.scores
     masks = {name: data.channels[name].mask.reshape(-1).numpy() for name in scores.pointwise}
     coords, dims = _coordinates(model, data)
     posterior = {n: _chained(v[:, 0], chains) for n, v in scores.parameters.items()}
@@ -70,7 +72,9 @@ def build(
         },
         "log_likelihood": {n: _fold(flat(v[:, 0], n), chains) for n, v in scores.pointwise.items()},
         "log_prior": {n: _chained(v[:, 0], chains) for n, v in scores.site_log_prior.items()},
-        "posterior_predictive": {n: _fold(flat(v, n), chains) for n, v in predicted.items() if n in masks},
+        "posterior_predictive": {
+            n: _fold(flat(v, n), chains) for n, v in reported.predicted.items() if n in masks
+        },
         "prior": {n: _chained(v, 1) for n, v in prior.items()},
         "observed_data": {n: _observed(data, n)[masks[n]] for n in masks},
     }
@@ -172,18 +176,35 @@ def summary(result: xr.DataTree) -> pd.DataFrame:
     return table
 
 
-def predict_at(model: Model, data: Experiments, z: Tensor, seed: int) -> dict[str, Tensor]:
-    """Replicated data (draw, experiment, time) at the places of `data` for z (draw, z)."""
-    looks = data.expand((len(z),))
-    drawn = model.simulate_at(z, looks, derive(seed, "predict"))
-    channels = drawn.experiments.channels
-    return {name: c.values for name, c in channels.items() if c.values is not None}
+@dataclass(frozen=True)
+class Report:
+    """Scores of draws, replicated data at their places, and the log likelihood of each replicate."""
+
+    scores: Scores
+    predicted: Mapping[str, Tensor]
+    log_likelihood_replicated: Tensor
 
 
-def scored(model: Model, data: Experiments, z: Tensor) -> Scores:
-    """Scores of z (draw, z) under one data set, without gradients."""
+def report(model: Model, data: Experiments, z: Tensor, seed: int) -> Report:
+    """What a result says about z (draw, z) under one data set; every ODE is solved once.
+
+    `predicted` holds one replicate per draw, (draw, experiment, time); its log likelihood (draw,)
+    is taken at the draw that made it.
+    """
+    with torch.no_grad(), recording() as record:
+        scores = model.score(z[:, None], data)
+    stored = replace(model, solver=replaying(record.solved))
+    drawn = stored.simulate_at(z, data.expand((len(z),)), derive(seed, "predict")).experiments
     with torch.no_grad():
-        return model.score(z[:, None], data)
+        again = stored.score(z[None], drawn).log_likelihood[0]
+    predicted = {name: c.values for name, c in drawn.channels.items() if c.values is not None}
+    return Report(scores, predicted, again)
+
+
+def prior_draws(model: Model, data: Experiments, count: int, seed: int) -> dict[str, Tensor]:
+    """Parameters drawn from the prior, without solving any ODE."""
+    looks = data.without_values().expand((count,))
+    return dict(model.simulate_at(None, looks, seed, solver=idle).parameters)
 
 
 def calibration_tree(

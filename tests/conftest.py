@@ -11,7 +11,7 @@ from ampost.inference import Settings, train
 from ampost.training import Schedule
 from ampost.zoo import michaelis_menten
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # two threads that wait for each other crawl on a busy machine
 
 
 @pytest.fixture(scope="session")

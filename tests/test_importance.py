@@ -10,12 +10,26 @@ import torch
 from scipy.stats import ks_2samp
 
 from ampost import Budget, Design, Estimator, Experiments, Model, infer, observe, summary
+from ampost.correction import correct
 from ampost.design import Looks
 from ampost.errors import EstimatorError, ExperimentError, FileError
 from ampost.estimator import tokens
-from ampost.importance import Draws, draw_round, equally_weighted, khat, kish, student
+from ampost.importance import (
+    draw_round,
+    effective_sizes,
+    equally_weighted,
+    fitted_mixture,
+    khat,
+    kish,
+    log_mixture,
+    shared,
+    student,
+    weighed,
+)
+from ampost.inference import Settings, train
 from ampost.mcmc import smc
 from ampost.optimize import laplace, maximise
+from ampost.training import Schedule
 
 
 def _normal(scale: float, z: torch.Tensor) -> torch.Tensor:
@@ -48,7 +62,7 @@ def test_equally_weighted_draws_follow_the_target_without_duplicates() -> None:
     mean, factor = torch.full((1, 3), 0.8).double(), 0.6 * torch.eye(3).double()[None]
     proposal = student(mean, factor, 5.0, torch.ones(1).double())
     draws = draw_round([proposal], _target, 8_000, seed=1)
-    z, joint, _ = equally_weighted(draws, _target, 4_000, seed=2)
+    z, joint = equally_weighted(draws, _target, 4_000, seed=2)
     assert len(z.unique(dim=0)) == 4_000
     torch.testing.assert_close(joint, _target(z))
     for k in range(3):
@@ -71,16 +85,43 @@ def test_student_density_is_torchs() -> None:
 def test_smc_reaches_a_narrow_posterior_and_its_evidence() -> None:
     torch.manual_seed(0)
 
-    def parts(z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def path(z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         prior = (-0.5 * z.square() - 0.5 * math.log(2 * math.pi)).sum(-1)
-        return prior, dist.Normal(z, 0.1).log_prob(torch.tensor(1.0)).sum(-1)
+        return prior, prior + dist.Normal(z, 0.1).log_prob(torch.tensor(1.0)).sum(-1)
 
-    found = smc(torch.randn(2_000, 1, 2, dtype=torch.float64), parts, seed=0)
+    found = smc(torch.randn(2_000, 1, 2, dtype=torch.float64), path, seed=0)
     exact = 2 * float(dist.Normal(0.0, math.sqrt(1.01)).log_prob(torch.tensor(1.0)))
     assert found.complete
     assert float(found.log_evidence) == pytest.approx(exact, abs=0.3)
     assert found.z.mean((0, 1)).tolist() == pytest.approx([1 / 1.01] * 2, abs=0.02)
     assert found.z.std((0, 1)).tolist() == pytest.approx([0.0995] * 2, rel=0.1)
+
+
+def test_a_mixture_follows_a_bent_posterior() -> None:
+    def bent(z: torch.Tensor) -> torch.Tensor:
+        x, y = z[..., 0], z[..., 1] - z[..., 0].square()
+        return -0.5 * (x.square() + (y / 0.3).square())
+
+    torch.manual_seed(0)
+    x = torch.randn(3_000, 1, dtype=torch.float64)
+    z = torch.stack([x, x.square() + 0.3 * torch.randn_like(x)], -1)
+    even = torch.zeros(3_000, 1, dtype=torch.float64)
+    several = draw_round(fitted_mixture(z, even, 5.0, seed=0), bent, 4_000, seed=1)
+    one = draw_round(fitted_mixture(z[:30], even[:30], 5.0, seed=0), bent, 4_000, seed=1)
+    assert float(effective_sizes(several).min()) > 1.5 * float(effective_sizes(one).min())
+    assert several.weights.sum().item() == pytest.approx(1.0)
+
+
+def test_a_mixture_is_a_density() -> None:
+    grid = torch.linspace(-30, 30, 20_001).double().reshape(-1, 1, 1)
+    parts = [
+        shared(
+            student(torch.full((1, 1), m).double(), torch.full((1, 1, 1), s).double(), 5.0, torch.ones(1)), w
+        )
+        for m, s, w in ((0.0, 1.0, 0.3), (2.0, 0.5, 0.7))
+    ]
+    mass = torch.trapezoid(log_mixture(grid, parts)[:, 0].exp(), grid[:, 0, 0])
+    assert float(mass) == pytest.approx(1.0, abs=1e-3)
 
 
 def test_bfgs_in_lockstep() -> None:
@@ -160,8 +201,8 @@ def test_linear_gaussian_is_exact() -> None:
     z = torch.randn(6_000, 1, 1, dtype=torch.float64)
     joint = model.log_joint(z, data)
     proposal = dist.Normal(0.0, 1.0).log_prob(z)[..., 0]
-    draws = Draws(z, proposal, joint, joint - proposal, 0, 6_000)
-    drawn, _, _ = equally_weighted(draws, lambda x: model.log_joint(x, data), 2_000, seed=0)
+    draws = weighed(z, proposal, joint, torch.zeros(6_000, dtype=torch.long))
+    drawn, _ = equally_weighted(draws, lambda x: model.log_joint(x, data), 2_000, seed=0)
     precision = 1 + 4 / 0.25
     assert float(drawn.mean()) == pytest.approx(4 / 0.25 * 0.65 / precision, abs=0.03)
     assert float(drawn.std()) == pytest.approx(precision**-0.5, rel=0.08)
@@ -171,3 +212,21 @@ def test_more_than_one_data_set_is_refused(kinetics: Model, trained: Estimator) 
     data = kinetics.simulate(2, 7).experiments
     with pytest.raises(ExperimentError, match="loop over"):
         infer(kinetics, data, trained)
+
+
+def test_a_network_that_is_wrong_is_corrected(kinetics: Model, trained: Estimator) -> None:
+    """An untrained network proposes far off; the answer agrees with the trained one's."""
+    simulated = kinetics.simulate(1, 3)
+    data = simulated.experiments.at(0)
+    settings = Settings(simulations=1_000, schedule=Schedule(steps=1))
+    blind = train(kinetics, settings, seed=5, progress=False)
+    budget = Budget(draws=2_000, effective_size=2_000)
+    good = correct(kinetics, data, trained, 0, budget)
+    bad = correct(kinetics, data, blind, 0, budget)
+    assert not bad.sampled
+    assert bad.shaped_by != "network"
+    assert bad.khat < 0.7
+    assert bad.log_evidence == pytest.approx(good.log_evidence, abs=0.15)
+    close = (bad.z.mean(0) - good.z.mean(0)).abs() / good.z.std(0)
+    assert float(close.max()) < 0.15
+    assert len(bad.z.unique(dim=0)) == 2_000

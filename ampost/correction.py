@@ -1,0 +1,251 @@
+"""Correction of one data set: network draws -> adapted, frozen proposal -> fresh final round -> draws.
+
+Adaptation goes by the weights while they carry a covariance, else by a bridge of sequential Monte
+Carlo from the proposal; where the final round stays poor, once more from the prior, which does not
+trust the network.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ampost import importance
+from ampost.errors import ArgumentError
+from ampost.estimator import Estimator
+from ampost.experiments import Experiments
+from ampost.importance import Component, Draws
+from ampost.mcmc import SmcResult, smc
+from ampost.model import Model
+from ampost.seeds import derive
+
+ROUND = 1_000
+ROUNDS = 3
+GOOD = 0.7
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How a posterior is corrected: draws returned, effective size wanted, most ODE solves."""
+
+    draws: int = 1_000
+    effective_size: int = 4_000
+    solves: int = 100_000
+
+    def __post_init__(self) -> None:
+        for name, least in (("draws", 1), ("effective_size", 100), ("solves", 4 * ROUND)):
+            if not getattr(self, name) >= least:
+                raise ArgumentError(f"Budget({name}={getattr(self, name)}): expected at least {least}")
+
+
+@dataclass(frozen=True)
+class Corrected:
+    """Equally weighted draws z (draw, z) of one data set, and the final round that speaks for them.
+
+    `khat` and `effective` (z,) are those of the final round; `khat_network` is that of the network's
+    draws alone. `sampled` draws are particles of sequential Monte Carlo: their effective size is not
+    known, and `complete` says whether they reached the posterior.
+    """
+
+    z: Tensor
+    final: Draws
+    khat: float
+    khat_network: float
+    effective: Tensor
+    log_evidence: float
+    log_evidence_error: float
+    solves: int
+    shaped_by: str
+    sampled: bool = False
+    complete: bool = True
+
+
+class _Exact:
+    """The exact log joint of one data set, without gradients, counting ODE solves."""
+
+    def __init__(self, model: Model, data: Experiments) -> None:
+        self.model, self.data, self.solves = model, data, 0
+
+    def __call__(self, z: Tensor) -> Tensor:
+        return self.from_prior(z)[1]
+
+    def from_prior(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Log prior and log joint of z (draw, dataset, z)."""
+        self.solves += z.shape[0] * z.shape[1]
+        with torch.no_grad():
+            scores = self.model.score(z, self.data)
+        return scores.log_prior, scores.log_joint
+
+
+def correct(model: Model, data: Experiments, trained: Estimator, seed: int, budget: Budget) -> Corrected:
+    """The exact posterior of one data set from the network's proposal, or particles that say so."""
+    exact = _Exact(model, data)
+    flow, prior = _flow(trained, data), _prior(model, data)
+    plain = importance.draw_round(
+        [importance.shared(flow, 0.95), importance.shared(prior, 0.05)], exact, ROUND, derive(seed, "plain")
+    )
+    khat_network = _khat_alone(plain, flow)
+    proposal, rate, shaped_by = _adapt(plain, flow, prior, exact, derive(seed, "adapt"))
+    final = _final(proposal, exact, rate, derive(seed, "final"), budget)
+    if _good(final):
+        return _accepted(final, exact, khat_network, shaped_by, derive(seed, "equal"), budget)
+    found = _from_prior(model, data, exact, derive(seed, "smc"), max(budget.draws, ROUND))
+    if found.complete:
+        fitted = _fitted(found.z, torch.zeros_like(found.log_joint), seed)
+        proposal = _mixture(fitted, flow, prior, 0.05)
+        trial = importance.draw_round(proposal, exact, ROUND, derive(seed, "trial"))
+        final = _final(proposal, exact, _rate(trial), derive(seed, "last"), budget)
+        if _good(final):
+            return _accepted(final, exact, khat_network, "prior", derive(seed, "equal"), budget)
+    return Corrected(
+        z=found.z[: budget.draws, 0],
+        final=final,
+        khat=float(importance.khat(final.log_weight)),
+        khat_network=khat_network,
+        # the particles are correlated by their ancestry: no effective size is claimed for them
+        effective=torch.full((found.z.shape[-1],), torch.nan, dtype=torch.float64),
+        log_evidence=float(found.log_evidence),
+        log_evidence_error=float("nan"),
+        solves=exact.solves,
+        shaped_by="prior",
+        sampled=True,
+        complete=found.complete,
+    )
+
+
+def _adapt(
+    found: Draws, flow: Component, prior: Component, exact: _Exact, seed: int
+) -> tuple[list[Component], float, str]:
+    """Proposal, its rate of effective draws per draw, and what shaped it; at most three rounds.
+
+    A mixture is fitted to the weighted draws, flattened where their effective size is below ten
+    times the dimension. Where it is below the dimension, the weights carry no covariance, and
+    particles are carried over from the proposal to the posterior instead, once.
+    """
+    proposal = [importance.shared(flow, 0.95), importance.shared(prior, 0.05)]
+    size = found.z.shape[-1]
+    shaped_by, count = "network", ROUND
+    for k in range(ROUNDS):
+        if _rate(found) >= 0.4:
+            break
+        share = _share(found)
+        if float(importance.kish(found.log_weight)) < size and shaped_by != "bridge":
+            moved = _bridge(found, proposal, exact, derive(seed, "bridge"))
+            if not moved.complete:
+                break
+            fitted = _fitted(moved.z, torch.zeros_like(moved.log_joint), seed)
+            shaped_by, count = "bridge", 3 * ROUND
+        else:
+            fitted = _fitted(found.z, importance.temper(found.log_weight, 10.0 * size), seed)
+            shaped_by = "weights" if shaped_by == "network" else shaped_by
+        proposal = _mixture(fitted, flow, prior, share)
+        found = importance.draw_round(proposal, exact, count, derive(seed, "round", k))
+    return proposal, _rate(found), shaped_by
+
+
+def _share(found: Draws) -> float:
+    """The network's share in the next proposal: the part of the weight that its draws carry."""
+    return min(0.3, max(0.05, float(found.weights[found.component == 0].sum())))
+
+
+def _bridge(found: Draws, proposal: list[Component], exact: _Exact, seed: int) -> SmcResult:
+    """Particles from the proposal to the posterior."""
+
+    def path(z: Tensor) -> tuple[Tensor, Tensor]:
+        return importance.log_mixture(z, proposal), exact(z)
+
+    return smc(found.z, path, seed, steps=5)
+
+
+def _from_prior(model: Model, data: Experiments, exact: _Exact, seed: int, particles: int) -> SmcResult:
+    start = model.simulate(particles, derive(seed, "start"), data.without_values()).z[:, None]
+    return smc(start, exact.from_prior, derive(seed, "path"))
+
+
+def _final(proposal: list[Component], exact: _Exact, rate: float, seed: int, budget: Budget) -> Draws:
+    """A fresh round from the frozen proposal; one more where its effective size falls short."""
+    left = max(budget.solves - exact.solves, ROUND)
+    count = min(max(int(1.1 * budget.effective_size / max(rate, 0.05)), ROUND), left)
+    final = importance.draw_round(proposal, exact, count, derive(seed, "first"))
+    size = float(importance.effective_sizes(final).min())
+    left = budget.solves - exact.solves
+    if size >= budget.effective_size or left < ROUND or size < 0.01 * count:
+        return final
+    more = min(int(1.1 * (budget.effective_size - size) * count / size) + 100, left)
+    return importance.joined(final, importance.draw_round(proposal, exact, more, derive(seed, "second")))
+
+
+def _accepted(
+    final: Draws, exact: _Exact, khat_network: float, shaped_by: str, seed: int, budget: Budget
+) -> Corrected:
+    z, _ = importance.equally_weighted(final, exact, budget.draws, seed)
+    evidence, error = importance.log_evidence(final.log_weight)
+    return Corrected(
+        z=z[:, 0],
+        final=final,
+        khat=float(importance.khat(final.log_weight)),
+        khat_network=khat_network,
+        effective=importance.effective_sizes(final)[0],
+        log_evidence=float(evidence),
+        log_evidence_error=float(error),
+        solves=exact.solves,
+        shaped_by=shaped_by,
+    )
+
+
+def _good(final: Draws) -> bool:
+    smallest = min(float(importance.kish(final.log_weight)), float(importance.effective_sizes(final).min()))
+    return float(importance.khat(final.log_weight)) < GOOD and smallest >= 400
+
+
+def _rate(found: Draws) -> float:
+    """Effective draws per draw: the smaller of Kish's and that of the worst coordinate."""
+    worst = float(importance.effective_sizes(found).min())
+    return min(worst, float(importance.kish(found.log_weight))) / len(found.z)
+
+
+def _khat_alone(plain: Draws, flow: Component) -> float:
+    """k-hat of the network's own draws, weighed against the network alone."""
+    mine = plain.component == 0
+    alone = torch.where(
+        torch.isfinite(plain.log_joint[mine]),
+        plain.log_joint[mine] - flow.log_density(plain.z[mine]),
+        -torch.inf,
+    )
+    return float(importance.khat(alone))
+
+
+def _fitted(z: Tensor, log_weight: Tensor, seed: int) -> list[Component]:
+    """Student-t components fitted to weighted draws; their tails are heavier in few dimensions."""
+    size = z.shape[-1]
+    degrees = 5.0 if size <= 4 else 10.0 if size <= 12 else 20.0
+    return importance.fitted_mixture(z, log_weight, degrees, derive(seed, "fit"))
+
+
+def _mixture(fitted: list[Component], flow: Component, prior: Component, share: float) -> list[Component]:
+    """The network with `share`, 5 % of the prior, which guards the tails, and the fitted components."""
+    rest = 0.95 - share
+    parts = [replace(c, share=rest * c.share) for c in fitted]
+    return [importance.shared(flow, share), importance.shared(prior, 0.05), *parts]
+
+
+def _flow(trained: Estimator, data: Experiments) -> Component:
+    context = trained.context(data)
+    return Component(
+        "flow",
+        torch.ones(1, dtype=torch.float64),
+        lambda count, seed: trained.sample(context, count, seed),
+        lambda z: trained.log_density(z, context),
+    )
+
+
+def _prior(model: Model, data: Experiments) -> Component:
+    """The prior in z as a component: standard normal where the maps are exact, a wide normal else."""
+    size = model.z_size(data.count)
+    exact = all(site.exact for site in model.sites(data.count))
+    wide = torch.eye(size, dtype=torch.float64) * (1.0 if exact else 1.5)
+    one = torch.ones(1, dtype=torch.float64)
+    normal = importance.student(torch.zeros(1, size, dtype=torch.float64), wide[None], 50.0, one)
+    return replace(normal, name="prior")
