@@ -149,9 +149,11 @@ class Experiments:
         """The condition `name`, shape (..., experiment, 1)."""
         if name not in self.conditions:
             have = ", ".join(sorted(self.conditions)) or "none"
+            fix = f"add the column {name!r} to the table (one value per experiment)"
+            if any(name in channel.columns for channel in self.channels.values()):
+                fix = f"the column {name!r} changes or is empty within an experiment; give it one value there"
             raise ExperimentError(
-                f"the program reads condition {name!r}, but the experiments have: {have}; add the "
-                f"column {name!r} to the table (one value per experiment)"
+                f"the program reads condition {name!r}, but the experiments have the conditions: {have}; {fix}"
             )
         return self.conditions[name]
 
@@ -162,8 +164,10 @@ class Experiments:
         held = self.channels.get(channel)
         value = None if held is None else held.sd if name == "sd" else held.columns.get(name)
         if value is None:
+            have = ", ".join([*(held.columns if held else ()), *self.conditions]) or "none"
             raise ExperimentError(
-                f"the program reads column {name!r} of channel {channel!r}, which the table lacks"
+                f"the program reads column {name!r} of channel {channel!r}; the table's columns for it are: "
+                f"{have}; add the column {name!r}, with a number in every row of {channel!r}"
             )
         return value
 

@@ -59,6 +59,9 @@ def load(path: str | Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]
         ) from error
     if metadata.get("format") != "ampost":
         raise FileError(f"{str(path)!r} is a safetensors file, but ampost did not write it")
+    missing = {"version", "kind", "header", "checksum"} - set(metadata)
+    if missing or not metadata["version"].isdigit():
+        raise FileError(f"{str(path)!r} is damaged: its header lacks a version or more; make it again")
     version = int(metadata["version"])
     if version > FORMAT_VERSION:
         raise FileError(

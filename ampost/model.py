@@ -17,12 +17,24 @@ from torch import Tensor
 
 from ampost.bijection import bijection, standardise
 from ampost.design import Design
-from ampost.errors import ExperimentError, ModelError
+from ampost.errors import ExperimentError, ModelError, UnsupportedError
 from ampost.experiments import Experiments
 from ampost.ode.eager import Eager
 from ampost.ode.problem import Solver
-from ampost.passes import Asked, Fixed, Holding, Pass, PriorDraw, Site, double, idle, total
-from ampost.program import Program, answering, is_observation
+from ampost.passes import (
+    Asked,
+    Fixed,
+    Holding,
+    Pass,
+    PriorDraw,
+    Site,
+    double,
+    idle,
+    refuse_dead_odes,
+    refuse_same_names,
+    total,
+)
+from ampost.program import Program, answering, is_observation, recording
 from ampost.seeds import derive, seeded
 
 CHUNK = 40_000
@@ -63,6 +75,7 @@ class Model:
     Raises:
         ModelError: a discrete latent, data-dependent structure, no observation, a bare
             `pyro.sample(obs=)`, or a plate on the time axis.
+        OdeError: no ODE can be solved past its start for any of a few prior draws.
     """
 
     program: Program
@@ -168,6 +181,16 @@ class Model:
                     f"the data hold channel {name!r}, the program observes "
                     f"{', '.join(self._channels)}; rename the observable"
                 )
+            if data.channels[name].values is None:
+                raise ExperimentError(
+                    f"channel {name!r} of the data holds no values, only where to look; give measured or "
+                    f"simulated values (Experiments.with_values)"
+                )
+        if data.inputs:
+            raise UnsupportedError(
+                f"the data hold the inputs {', '.join(data.inputs)}, which are not supported yet; leave the "
+                f"table of inputs out"
+            )
         known = data if data.batch else data.unsqueezed(1)
         z = torch.zeros(1, known.batch[0], self.z_size(data.count), dtype=torch.float64)
         run = self._run(z, known, self.solver, draw=False)
@@ -248,10 +271,14 @@ class Model:
     def _trace(self, count: int) -> tuple[Site, ...]:
         design = replace(self.design, experiments=(count, count))
         template = design.draw(1, seed=0).at(0)
-        first = self._sites_of(template, seed=1)
+        solved = recording()
+        with solved:
+            first = self._sites_of(template, seed=1)
+        refuse_same_names(solved.solved)
         names = [s[0] for s in first]
         for seed in range(2, 6):
-            again = [s[0] for s in self._sites_of(template, seed)]
+            with solved:
+                again = [s[0] for s in self._sites_of(template, seed)]
             if names == again:
                 continue
             differ = set(names) ^ set(again)
@@ -259,6 +286,7 @@ class Model:
                 f"the program's sites change from run to run ({', '.join(sorted(differ)) or 'order'}"
                 f"): ampost needs the same latent sites whatever their values"
             )
+        refuse_dead_odes(solved.solved)
         sites: list[Site] = []
         start = 0
         depth = max([2, *(len(s[1].batch_shape) for s in first)])
@@ -312,13 +340,29 @@ class Model:
                     f"is time; use `with experiments.plate():` for a value per experiment, and "
                     f"dim=-3 or further left for plates of your own"
                 )
+            others = [f.name for f in site["cond_indep_stack"] if f.dim == -2 and f.name != "experiments"]
+            if others or (len(fn.batch_shape) > 1 and fn.batch_shape[-2] not in (1, template.count)):
+                raise ModelError(
+                    f"latent site {name!r} has batch shape {tuple(fn.batch_shape)}"
+                    f"{' by plate ' + repr(others[0]) if others else ''}: its axis -2 is the experiments; "
+                    f"use `with experiments.plate():` for a value per experiment, and dim=-3 or further "
+                    f"left for plates of your own"
+                )
             latents.append((name, fn))
         if not asked.channels:
             raise ModelError(
                 f"the program {self.name!r} observes nothing; add ampost.observe(channel, noise, experiments)"
             )
         if not latents:
-            raise ModelError(f"the program {self.name!r} has no latent site: there is nothing to infer")
+            raise ModelError(
+                f"the program {self.name!r} has no latent site: there is nothing to infer; add a "
+                f"pyro.sample for each unknown"
+            )
+        if not set(asked.channels) & set(self.design.channels):
+            raise ModelError(
+                f"the program {self.name!r} observes {', '.join(asked.channels)}, the design has "
+                f"{', '.join(self.design.channels)}; give both the same names"
+            )
         self._channels[:] = asked.channels
         return latents
 

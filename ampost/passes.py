@@ -13,8 +13,8 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from ampost.bijection import Standard, bijection
-from ampost.errors import ModelError
-from ampost.ode.problem import OdeProblem, Solver, Trajectory
+from ampost.errors import ModelError, OdeError
+from ampost.ode.problem import OdeProblem, Solver, Status, Trajectory
 from ampost.program import is_observation
 
 
@@ -196,8 +196,13 @@ class Asked(Messenger):
         self.channels: list[str] = []
 
     def _pyro_channel(self, msg: Any) -> None:  # noqa: ANN401
-        if msg["args"][0] not in self.channels:
-            self.channels.append(msg["args"][0])
+        name = msg["args"][0]
+        if name in self.channels:
+            raise ModelError(
+                f"the program observes channel {name!r} twice; observe it once (replicates are further rows "
+                f"of the table), or give the second one a name of its own"
+            )
+        self.channels.append(name)
 
 
 class Fixed(Messenger):
@@ -211,6 +216,35 @@ class Fixed(Messenger):
         if msg["name"] in self.fixed:
             msg["value"] = torch.as_tensor(self.fixed[msg["name"]], dtype=torch.float64)
             msg["done"] = msg["stop"] = True
+
+
+def refuse_same_names(solved: list[tuple[OdeProblem, Trajectory]]) -> None:
+    """Refuse a program whose ODEs cannot be told apart (`solved` in one run of it)."""
+    names = [problem.name for problem, _ in solved]
+    for name in names:
+        if names.count(name) > 1:
+            raise ModelError(
+                f"the program calls odeint {names.count(name)} times under the name {name!r}; tell them "
+                f"apart by odeint(..., name=...)"
+            )
+
+
+def refuse_dead_odes(solved: list[tuple[OdeProblem, Trajectory]]) -> None:
+    """Refuse a program one of whose ODEs is NaN right after its start, in every one of its runs."""
+    alive = {
+        problem.name
+        for problem, trajectory in solved
+        if bool((trajectory.status != Status.NOT_FINITE).any())
+        or not bool((trajectory.times > problem.experiments.start).any())
+        or bool(torch.isfinite(trajectory.states[trajectory.times > problem.experiments.start]).any())
+    }
+    for problem, _ in solved:
+        if problem.name not in alive:
+            tries = sum(other.name == problem.name for other, _ in solved)
+            raise OdeError(
+                f"odeint {problem.name!r} gives NaN from its start on at each of {tries} prior draws, "
+                f"expected finite states {', '.join(problem.initial)}: {Status.NOT_FINITE.remedy}"
+            )
 
 
 def total(value: Tensor, lead: tuple[int, ...], depth: int) -> Tensor:

@@ -70,15 +70,18 @@ def read_table(
                 f"{where} has no column {name!r}; it has {', '.join(map(str, table.columns))}; "
                 f"expected {', '.join(REQUIRED)}"
             )
-    table = _defaults(table)
-    for name in ("time", "value", "sd", "upper"):
+    table = _defaults(table, where)
+    for name in ("time", "value", "sd", "upper", "replicate"):
         if name in table:
             table[name] = _numbers(table, name, where, required=name in {"time", "value"})
-    early = table.index[table["time"] < 0]
-    if len(early):
+    if "after_dose" in table:
+        table["after_dose"] = _flags(table, "after_dose", where)
+    _no_less(table, "time", where, "count time from the start of the experiment")
+    if "sd" in table and bool((table["sd"] <= 0).any()):
+        row = table.index[table["sd"] <= 0][0]
         raise TableError(
-            f"{where}, row {early[0] + 2}: time is {table['time'][early[0]]:g}, expected 0 or later; "
-            f"count time from the start of the experiment"
+            f"{where}, row {row + 2}: sd is {table['sd'][row]:g}, expected above 0; correct it, or leave "
+            f"the column out if it is unknown"
         )
     twice = table.duplicated(keep="first")
     if bool(twice.any()):
@@ -93,7 +96,9 @@ def read_table(
         for name, frame in (("conditions", conditions), ("doses", doses), ("inputs", inputs))
         if frame is not None
     }
-    constant = _constant(table)
+    for name, frame in further.items():
+        _known_experiments(frame, table, name)
+    constant = _constant(table, say)
     records = [_record(str(k), part, further, constant) for k, part in table.groupby("dataset", sort=False)]
     record = stack(records) if len(records) > 1 else records[0]
     if say:
@@ -194,6 +199,10 @@ def _measurement(record: Experiments, channel: Channel, e: int, t: int) -> dict[
 def _frame(source: str | Path | pd.DataFrame, what: str) -> tuple[pd.DataFrame, str]:
     if isinstance(source, pd.DataFrame):
         return source.reset_index(drop=True), what
+    if not isinstance(source, (str, Path)):
+        raise TableError(
+            f"{what} is of type {type(source).__name__}, expected a DataFrame or the path of a CSV file"
+        )
     path = Path(source)
     if not path.is_file():
         raise TableError(f"there is no file {str(path)!r}; give the path of a CSV file")
@@ -203,14 +212,52 @@ def _frame(source: str | Path | pd.DataFrame, what: str) -> tuple[pd.DataFrame, 
         raise TableError(f"{path.name} is empty; expected a header and one row per measurement") from error
 
 
-def _defaults(table: pd.DataFrame) -> pd.DataFrame:
+def _defaults(table: pd.DataFrame, where: str) -> pd.DataFrame:
     table = table.copy()
-    for name in ("dataset", "experiment"):
+    for name in ("dataset", "experiment", "observable"):
         if name not in table:
             table[name] = "1"
-        table[name] = table[name].astype(str)
-    table["observable"] = table["observable"].astype(str)
+        table[name] = _names(table, name, where)
     return table
+
+
+def _names(table: pd.DataFrame, name: str, where: str) -> pd.Series[str]:
+    missing = table.index[table[name].isna()]
+    if len(missing):
+        raise TableError(f"{where}, row {missing[0] + 2}: {name} is empty, expected a name; fill it in")
+    return table[name].astype(str)
+
+
+def _flags(table: pd.DataFrame, name: str, where: str) -> pd.Series[bool]:
+    """A column as true or false; empty is false."""
+    words = table[name].astype(object).where(table[name].notna(), "false").astype(str).str.strip().str.lower()
+    flags = words.map({"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False})
+    bad = table.index[flags.isna()]
+    if len(bad):
+        word = str(table[name][bad[0]])
+        raise TableError(f"{where}, row {bad[0] + 2}: {name} is {word!r}, expected true or false")
+    return flags.astype(bool)
+
+
+def _no_less(table: pd.DataFrame, name: str, where: str, fix: str) -> None:
+    early = table.index[table[name] < 0]
+    if len(early):
+        raise TableError(
+            f"{where}, row {early[0] + 2}: {name} is {table[name][early[0]]:g}, expected 0 or later; {fix}"
+        )
+
+
+def _known_experiments(frame: pd.DataFrame, table: pd.DataFrame, name: str) -> None:
+    """Refuse conditions, doses or inputs of an experiment without measurements, most likely misspelt."""
+    keys = ["dataset", "experiment"] if "dataset" in frame else ["experiment"]
+    known = set(table[keys].itertuples(index=False, name=None))
+    for key in frame[keys].itertuples(index=False, name=None):
+        if key not in known:
+            have = ", ".join(dict.fromkeys(table["experiment"]))
+            raise TableError(
+                f"the {name} name experiment {key[-1]!r}, which has no measurements; the table has "
+                f"experiments {have}: correct the name or leave the row out"
+            )
 
 
 def _numbers(table: pd.DataFrame, name: str, where: str, required: bool) -> pd.Series[float]:
@@ -219,9 +266,10 @@ def _numbers(table: pd.DataFrame, name: str, where: str, required: bool) -> pd.S
     bad = bad | np.isinf(numbers)
     if bool(bad.any()):
         row = table.index[bad][0]
+        hint = " (below a limit: the limit, and 'left' as censoring)" if name == "value" else ""
         raise TableError(
             f"{where}, row {row + 2}: {name} is {str(table[name][row])!r}, expected a number; "
-            f"correct it, or leave the row out if nothing was measured"
+            f"correct it, or leave the row out if nothing was measured{hint}"
         )
     return numbers
 
@@ -235,14 +283,26 @@ def _further(source: str | Path | pd.DataFrame, name: str) -> pd.DataFrame:
     }[name]
     for column in needed:
         if column not in frame:
-            raise TableError(f"{where} has no column {column!r}; expected {', '.join(needed)}")
+            have = ", ".join(map(str, frame.columns))
+            raise TableError(f"{where} has no column {column!r}; it has {have}; expected {', '.join(needed)}")
+    optional = {"doses": ("dataset", "duration"), "inputs": ("dataset", "linear")}.get(name)
+    for column in frame.columns:
+        if optional is not None and column not in (*needed, *optional):
+            raise TableError(
+                f"{where} has the unknown column {column!r}; expected {', '.join(needed)} and perhaps "
+                f"{', '.join(optional)}: rename it or leave it out"
+            )
     frame = frame.copy()
-    frame["experiment"] = frame["experiment"].astype(str)
-    if "dataset" in frame:
-        frame["dataset"] = frame["dataset"].astype(str)
-    text = {"dataset", "experiment", "target", "input", "linear"}
-    for column in [c for c in frame.columns if c not in text]:
-        frame[column] = _numbers(frame, str(column), where, required=True)
+    text = {"dataset", "experiment", *{"target", "input"}.intersection(needed)}
+    for column in [str(c) for c in frame.columns]:
+        if name == "inputs" and column == "linear":
+            frame[column] = _flags(frame, column, where)
+        elif column in text:
+            frame[column] = _names(frame, column, where)
+        else:
+            frame[column] = _numbers(frame, column, where, required=True)
+    for column in [c for c in ("time", "duration") if c in frame]:
+        _no_less(frame, column, where, "count from the start of the experiment")
     return frame
 
 
@@ -297,12 +357,12 @@ def _covariates(table: pd.DataFrame, say: bool = False) -> list[str]:
     return found
 
 
-def _constant(table: pd.DataFrame) -> list[str]:
+def _constant(table: pd.DataFrame, say: bool) -> list[str]:
     """Covariates that have one value in every experiment of every data set: its conditions."""
     groups = table.groupby(["dataset", "experiment"], sort=False)
     return [
         name
-        for name in _covariates(table, say=True)
+        for name in _covariates(table, say)
         if bool(table[name].notna().all())
         and bool((groups[name].nunique() == 1).all())
         and (len(groups) > 1 or len(table) > 1)
@@ -347,12 +407,26 @@ def _channel(
     def has(name: str) -> bool:
         return name in part and bool(part[name].notna().any())
 
+    for name in ("sd", "replicate"):
+        if has(name) and bool(part[name].isna().any()):
+            row = part.index[part[name].isna()][0]
+            raise TableError(
+                f"row {row + 2}: {name} is empty, but other rows of {part['observable'][row]!r} have one; "
+                f"fill it in, or leave it out in all of them"
+            )
     censoring = None
     if has("censoring"):
         censoring = torch.zeros(shape, dtype=torch.long)
-        for row, word in part["censoring"].fillna("none").items():
+        for row, word in zip(part.index.tolist(), part["censoring"].fillna("none"), strict=True):
             if word not in CENSORING:
-                raise TableError(f"row {row}: censoring is {word!r}, expected one of {', '.join(CENSORING)}")
+                raise TableError(
+                    f"row {row + 2}: censoring is {word!r}, expected one of {', '.join(CENSORING)}"
+                )
+            if word == "interval" and ("upper" not in part or bool(part["upper"].isna()[row])):
+                raise TableError(
+                    f"row {row + 2}: censoring is 'interval', but upper is empty; value and upper "
+                    f"are the ends of the interval"
+                )
             censoring[slots[row]] = CENSORING.index(word)
     return Channel(
         mask=mask,
@@ -369,8 +443,13 @@ def _channel(
 def _conditions(frame: pd.DataFrame, names: list[str], dataset: str) -> dict[str, Tensor]:
     indexed = frame.set_index("experiment")
     for name in names:
-        if name not in indexed.index:
-            raise TableError(f"the conditions lack experiment {name!r} of data set {dataset!r}; add its row")
+        rows = int((frame["experiment"] == name).sum())
+        if rows != 1:
+            fix = "add its row" if not rows else "keep one row of conditions per experiment"
+            raise TableError(
+                f"the conditions have {rows} rows for experiment {name!r} of data set {dataset!r}, expected "
+                f"one; {fix}"
+            )
     columns = [c for c in indexed.columns if c != "dataset"]
     return {
         str(c): torch.tensor([[float(str(indexed.loc[n, c]))] for n in names], dtype=torch.float64)
@@ -379,9 +458,6 @@ def _conditions(frame: pd.DataFrame, names: list[str], dataset: str) -> dict[str
 
 
 def _doses(frame: pd.DataFrame, names: list[str]) -> Doses:
-    unknown = set(frame["experiment"]) - set(names)
-    if unknown:
-        raise TableError(f"the doses name experiment {sorted(unknown)[0]!r}, which has no measurements")
     targets = tuple(dict.fromkeys(frame["target"].astype(str)))
     parts = [frame[frame["experiment"] == n].sort_values("time", kind="stable") for n in names]
     width = max(len(p) for p in parts)

@@ -186,7 +186,7 @@ def stacked(
 
     def slopes(t: Tensor, y: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
         given = SimpleNamespace(**{n: y[..., k] for k, n in enumerate(names)})
-        answer: Any = problem.rhs(t, given, SimpleNamespace(**parameters))
+        answer = _answer(problem, t, given, SimpleNamespace(**parameters))
         if not isinstance(answer, Mapping) or set(answer) != set(names):
             got = sorted(answer) if isinstance(answer, Mapping) else type(answer).__name__
             raise OdeError(
@@ -195,7 +195,13 @@ def stacked(
             )
         columns = []
         for name in names:
-            value = torch.as_tensor(answer[name], dtype=y.dtype, device=y.device)
+            try:
+                value = torch.as_tensor(answer[name], dtype=y.dtype, device=y.device)
+            except (TypeError, ValueError, RuntimeError) as error:
+                raise OdeError(
+                    f"the slope of {name!r} in odeint {problem.name!r} is {answer[name]!r}, expected a "
+                    f"number or one torch scalar per trajectory"
+                ) from error
             if value.shape not in (t.shape, torch.Size([])):
                 raise OdeError(
                     f"the slope of {name!r} in odeint {problem.name!r} has shape "
@@ -206,3 +212,25 @@ def stacked(
         return torch.stack(columns, -1)
 
     return slopes
+
+
+def _answer(problem: OdeProblem, t: Tensor, y: SimpleNamespace, p: SimpleNamespace) -> Any:  # noqa: ANN401
+    """What the right-hand side returns; its usual mistakes are named."""
+    try:
+        return problem.rhs(t, y, p)
+    except AttributeError as error:
+        asked = next((k for k, v in (("state", y), ("parameter", p)) if error.obj is v), None)
+        if asked is None:
+            raise
+        raise OdeError(
+            f"the right-hand side of odeint {problem.name!r} reads {asked} {error.name!r}; the states are "
+            f"{', '.join(problem.initial)}, the parameters {', '.join(problem.parameters) or 'none'}: "
+            f"correct the name or hand it to odeint"
+        ) from error
+    except RuntimeError as error:
+        if "Boolean value of Tensor" not in str(error):
+            raise
+        raise OdeError(
+            f"the right-hand side of odeint {problem.name!r} branches on a value (if, min, max, and, or), "
+            f"which differs between trajectories; use torch.where, torch.minimum or torch.maximum"
+        ) from error
