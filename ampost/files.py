@@ -69,7 +69,7 @@ def load(path: str | Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]
             f"{FORMAT_VERSION}: upgrade ampost"
         )
     if metadata["kind"] != kind:
-        raise FileError(f"{str(path)!r} holds a {metadata['kind']}, expected a {kind}")
+        raise FileError(f"{str(path)!r} is of kind {metadata['kind']!r}, expected {kind!r}: give another file")
     if metadata["checksum"] != _checksum(metadata["header"], tensors):
         raise FileError(f"{str(path)!r} is damaged: its checksum does not match; make it again")
     header: dict[str, Any] = json.loads(metadata["header"])
