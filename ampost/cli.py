@@ -66,6 +66,7 @@ def demo(
     seconds: Annotated[float, typer.Option(help="Most seconds of training.")] = 110.0,
 ) -> None:
     """Hare and lynx, from nothing to a corrected posterior. Example: ampost demo --out demo"""
+    from ampost.correction import Budget
     from ampost.inference import Settings, infer
     from ampost.reporting import write
     from ampost.results import summary
@@ -74,7 +75,7 @@ def demo(
 
     data, model = lotka_volterra.data(), lotka_volterra.model()
     settings = Settings(simulations=simulations, schedule=Schedule(seconds=seconds))
-    result = infer(model, data, seed=seed, settings=settings)
+    result = infer(model, data, seed=seed, budget=Budget(draws=4_000), settings=settings)
     typer.echo(summary(result).to_string(float_format=lambda x: f"{x:.4g}"))
     typer.echo("")
     typer.echo(result["fit"]["verdict"].item())
