@@ -28,6 +28,7 @@ _HOMES = {
     "Budget": "correction",
     "Settings": "inference",
     "calibrate": "calibration",
+    "compare": "comparison",
     "summary": "results",
     "Verdict": "results",
 }

@@ -11,6 +11,7 @@ from pyro.infer import MCMC, NUTS
 from torch import Tensor
 
 from ampost import results
+from ampost.errors import ArgumentError
 from ampost.experiments import Experiments
 from ampost.model import Model
 from ampost.optimize import laplace, maximise
@@ -23,6 +24,8 @@ def fit(model: Model, data: Experiments, starts: int = 10, seed: int = 0) -> xr.
     `posterior` holds 1,000 draws of the normal approximation at the best optimum (Laplace), or the
     optimum alone, repeated, where its Hessian is singular; `fit/optima` (optimum, z) holds every end.
     """
+    if starts < 1:
+        raise ArgumentError(f"fit(starts={starts}): expected at least 1")
     model.check_data(data)
     began = time.monotonic()
 
@@ -65,6 +68,9 @@ def nuts(
     model: Model, data: Experiments, draws: int = 500, warmup: int = 500, chains: int = 1, seed: int = 0
 ) -> xr.DataTree:
     """Pyro's NUTS in z on the exact log joint; chains one after another, from prior draws."""
+    for name, value in (("draws", draws), ("warmup", warmup), ("chains", chains)):
+        if value < 1:
+            raise ArgumentError(f"nuts({name}={value}): expected at least 1")
     model.check_data(data)
     began = time.monotonic()
     gradients = 0
@@ -92,4 +98,5 @@ def _tree(
 ) -> xr.DataTree:
     reported = results.report(model, data, z, seed)
     prior = results.prior_draws(model, data, 500, derive(seed, "prior"))
+    said.setdefault("best_log_joint", float(reported.scores.log_joint.max()))
     return results.build(model, data, z, reported, prior, said, chains=chains)

@@ -214,6 +214,7 @@ def calibration_tree(
     contraction: Tensor,
     levels: Tensor,
     covered: Tensor,
+    calibrated: bool,
     sentence: str,
     failures: int,
 ) -> xr.DataTree:
@@ -222,7 +223,8 @@ def calibration_tree(
     def by_name(values: Tensor) -> dict[str, Any]:
         return {name: values[None, :, k].numpy() for k, name in enumerate(names)}
 
-    groups = {"ranks": by_name(rank), "pit": by_name(pit), "contraction": by_name(contraction)}
+    # "prior_sbc" is where ArviZ's plot_ecdf_pit looks for the PIT
+    groups = {"ranks": by_name(rank), "prior_sbc": by_name(pit), "contraction": by_name(contraction)}
     tree = arviz_base.from_dict(groups, sample_dims=["chain", "draw"])
     tree["coverage"] = xr.DataTree(
         xr.Dataset(
@@ -230,5 +232,7 @@ def calibration_tree(
             coords={"level": levels.numpy()},
         )
     )
-    tree["fit"] = xr.DataTree(xr.Dataset({"sentence": sentence, "failures": failures}))
+    tree["fit"] = xr.DataTree(
+        xr.Dataset({"calibrated": calibrated, "sentence": sentence, "failures": failures})
+    )
     return tree

@@ -144,3 +144,24 @@ def test_bad_problems_are_refused_by_name() -> None:
     doses = Doses(one, one, 0 * one, one.long() * 0, one.bool(), ("elsewhere",))
     with pytest.raises(OdeError, match="elsewhere"):
         odeint(lambda t, y, p: {"A": -y.A}, {"A": 1.0}, {}, looks, doses=doses)
+
+
+def washout(t: Any, y: Any, p: Any) -> Mapping[str, Any]:
+    return {"drug": -p.rate * y.drug}
+
+
+def test_doses_at_other_times_in_every_row_follow_the_closed_form() -> None:
+    # the rows reach their doses one after the other, so each restart concerns a part of the batch
+    torch.manual_seed(0)
+    times = torch.linspace(0.0, 6.0, 13, dtype=torch.float64).expand(5, 13)
+    when = 5.0 * torch.rand(5, 2, dtype=torch.float64)
+    amount = 1.0 + torch.rand(5, 2, dtype=torch.float64)
+    zero = torch.zeros_like(when)
+    doses = Doses(when, amount, zero, zero.long(), torch.ones_like(when).bool(), ("drug",))
+    looks = Experiments.on(times, ["drug"], doses=doses)
+    rate = torch.tensor([[0.3], [0.5], [0.7], [0.9], [1.1]], dtype=torch.float64)
+    y = odeint(washout, {"drug": 0.5}, {"rate": rate}, looks)
+    since = times[:, None] - when[..., None]
+    given = torch.where(since > 0, amount[..., None] * torch.exp(-rate[..., None] * since), 0.0)
+    torch.testing.assert_close(y.drug, 0.5 * torch.exp(-rate * times) + given.sum(1), rtol=1e-6, atol=1e-7)
+    assert y.status.tolist() == [0] * 5

@@ -202,7 +202,7 @@ class _Run:
             scale = self.solver.atol + self.solver.rtol * front.state.abs()
             size = (front.state / scale).square().mean(1).sqrt()
             speed = (slope / scale).square().mean(1).sqrt()
-            span = self.last - front.time
+            span = self.last[front.row] - front.time
             step = 0.01 * size / speed
             usable = (size > 1e-5) & (speed > 1e-5)
             return torch.where(usable, step, 1e-3 * span).minimum(span)

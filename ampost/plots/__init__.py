@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import matplotlib as mpl
 import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
+from scipy.stats import gaussian_kde
 
+from ampost.calibration import GRID, band
 from ampost.experiments import Experiments
 from ampost.results import scalars, values
 
@@ -86,6 +90,63 @@ def pairs(result: xr.DataTree) -> Figure:
             elif j != i:
                 axis.set_yticklabels([])
     figure.suptitle("Posterior draws; the mark is the MAP (mode in z)")
+    return figure
+
+
+def calibration(tree: xr.DataTree) -> Figure:
+    """A calibration: ECDF of the PIT less uniform with its simultaneous 95 % band, and coverage."""
+    names = [str(n) for n in tree["prior_sbc"].data_vars]
+    pit = {n: np.sort(values(tree, "prior_sbc", n).ravel()) for n in names}
+    count = len(pit[names[0]])
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    low, high = band(count, 0.05 / len(names))
+    left.fill_between(GRID, low - GRID, high - GRID, color="0.85", lw=0, label="95 % band")
+    for k, name in enumerate(names):
+        ecdf = np.searchsorted(pit[name], GRID, side="right") / count
+        left.plot(GRID, ecdf - GRID, color=COLOURS[k % len(COLOURS)], lw=1.3, label=name)
+    left.axhline(0.0, color="black", lw=0.6)
+    left.set_xlabel("probability integral transform")
+    left.set_ylabel("ECDF less uniform")
+    left.legend(frameon=False, fontsize=8, ncols=2)
+    levels = tree["coverage"]["level"].to_numpy()
+    right.plot([0, 1], [0, 1], color="black", lw=0.6)
+    for k, name in enumerate(names):
+        covered = values(tree, "coverage", name)
+        right.plot(levels, covered, "o-", ms=4, lw=1, color=COLOURS[k % len(COLOURS)], label=name)
+    right.set_xlabel("central interval")
+    right.set_ylabel("share of data sets whose truth it holds")
+    right.set_xlim(0.4, 1.0)
+    right.set_ylim(0.4, 1.0)
+    figure.suptitle(tree["fit/sentence"].item(), fontsize=10)
+    return figure
+
+
+def comparison(results: Mapping[str, xr.DataTree]) -> Figure:
+    """Marginal densities of every scalar parameter, one line per method."""
+    first = next(iter(results.values()))
+    names = [str(n) for n in first["posterior"].data_vars if values(first, "posterior", n).ndim == 2]
+    columns = min(4, len(names))
+    rows = -(-len(names) // columns)
+    figure = Figure(figsize=(3.2 * columns, 2.6 * rows + 0.4), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axis, name in zip(axes, names, strict=False):
+        drawn = {m: values(r, "posterior", name).ravel() for m, r in results.items()}
+        low, high = (np.quantile(np.concatenate(list(drawn.values())), q) for q in (0.002, 0.998))
+        grid = np.linspace(low, high, 200)
+        for k, (method, column) in enumerate(drawn.items()):
+            if column.std() > 0:
+                density = gaussian_kde(column)(grid)
+                axis.plot(grid, density, color=COLOURS[k % len(COLOURS)], lw=1.4, label=method)
+            else:
+                axis.axvline(column[0], color=COLOURS[k % len(COLOURS)], lw=1.4, label=method)
+        unit = first[f"posterior/{name}"].attrs.get("units")
+        axis.set_xlabel(f"{name} [{unit}]" if unit else name)
+        axis.set_yticks([])
+    for axis in axes[len(names) :]:
+        axis.set_visible(False)
+    axes[0].legend(frameon=False, fontsize=8)
+    figure.suptitle("Posterior marginals by method")
     return figure
 
 
