@@ -15,10 +15,13 @@ from ampost.errors import ArgumentError
 from ampost.experiments import Experiments
 from ampost.model import Model
 from ampost.optimize import laplace, maximise
+from ampost.progress import progress as progress_bar
 from ampost.seeds import derive, seeded
 
 
-def fit(model: Model, data: Experiments, starts: int = 10, seed: int = 0) -> xr.DataTree:
+def fit(
+    model: Model, data: Experiments, starts: int = 10, seed: int = 0, progress: bool | None = None
+) -> xr.DataTree:
     """Multi-start BFGS on the exact log joint in z from prior draws; all optima kept, best first.
 
     `posterior` holds 1,000 draws of the normal approximation at the best optimum (Laplace), or the
@@ -33,7 +36,8 @@ def fit(model: Model, data: Experiments, starts: int = 10, seed: int = 0) -> xr.
         return model.log_joint(z[:, None], data)[:, 0]
 
     begin = model.simulate(starts, derive(seed, "starts"), data.without_values()).z
-    found = maximise(joint, begin)
+    with progress_bar("fitting", starts, progress) as bar:
+        found = maximise(joint, begin, finished=bar.advance)
     best = found[0].z
     covariance = laplace(joint, best)
     with seeded(derive(seed, "laplace")):
@@ -65,7 +69,13 @@ def fit(model: Model, data: Experiments, starts: int = 10, seed: int = 0) -> xr.
 
 
 def nuts(
-    model: Model, data: Experiments, draws: int = 500, warmup: int = 500, chains: int = 1, seed: int = 0
+    model: Model,
+    data: Experiments,
+    draws: int = 500,
+    warmup: int = 500,
+    chains: int = 1,
+    seed: int = 0,
+    progress: bool | None = None,
 ) -> xr.DataTree:
     """Pyro's NUTS in z on the exact log joint; chains one after another, from prior draws."""
     for name, value in (("draws", draws), ("warmup", warmup), ("chains", chains)):
@@ -82,13 +92,20 @@ def nuts(
         return torch.where(torch.isfinite(value), value, 1e10)
 
     parts = []
-    for chain in range(chains):
-        begin = model.simulate(1, derive(seed, "nuts", chain), data.without_values()).z[0]
-        with seeded(derive(seed, "chain", chain)):
-            kernel = NUTS(potential_fn=potential)
-            mcmc = MCMC(kernel, draws, warmup_steps=warmup, initial_params={"z": begin}, disable_progbar=True)
-            mcmc.run()
-        parts.append(mcmc.get_samples()["z"])
+    with progress_bar("NUTS", chains * (warmup + draws), progress) as bar:
+        for chain in range(chains):
+            begin = model.simulate(1, derive(seed, "nuts", chain), data.without_values()).z[0]
+            with seeded(derive(seed, "chain", chain)):
+                mcmc = MCMC(
+                    NUTS(potential_fn=potential),
+                    draws,
+                    warmup_steps=warmup,
+                    initial_params={"z": begin},
+                    hook_fn=lambda *_: bar.advance(),
+                    disable_progbar=True,
+                )
+                mcmc.run()
+            parts.append(mcmc.get_samples()["z"])
     said = {"seconds": time.monotonic() - began, "gradients": gradients, "computation": "nuts"}
     return _tree(model, data, torch.cat(parts), said, seed, chains)
 

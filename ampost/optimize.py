@@ -31,8 +31,13 @@ class Optimum:
     gradients: int
 
 
-def maximise(log_joint: LogDensity, starts: Tensor, most: int = 200) -> list[Optimum]:
-    """BFGS from every row of `starts` (start, z) on `log_joint(z (draw, z)) -> (draw,)`; best first."""
+def maximise(
+    log_joint: LogDensity, starts: Tensor, most: int = 200, finished: Callable[[], None] = lambda: None
+) -> list[Optimum]:
+    """BFGS from every row of `starts` (start, z) on `log_joint(z (draw, z)) -> (draw,)`; best first.
+
+    `finished` is called as each search ends.
+    """
     asked: queue.Queue[tuple[int, Array | None]] = queue.Queue()
     answers: list[queue.Queue[tuple[float, Array]]] = [queue.Queue() for _ in starts]
     found: list[Optimum | None] = [None] * len(starts)
@@ -66,6 +71,7 @@ def maximise(log_joint: LogDensity, starts: Tensor, most: int = 200) -> list[Opt
         k, x = asked.get()
         if x is None:
             running -= 1
+            finished()
         else:
             waiting[k] = x
         if waiting and len(waiting) == running:

@@ -55,7 +55,7 @@ def build(
     """The result of one data set: equally weighted draws z (draw, z) and what is reported of them."""
     scores = reported.scores
     masks = {name: data.channels[name].mask.reshape(-1).numpy() for name in scores.pointwise}
-    coords, dims = _coordinates(model, data)
+    coords, dims, places = _coordinates(model, data)
     posterior = {n: _chained(v[:, 0], chains) for n, v in scores.parameters.items()}
     posterior |= {
         n: _chained(v.reshape(len(z), -1).squeeze(-1), chains) for n, v in scores.deterministic.items()
@@ -79,6 +79,9 @@ def build(
         "observed_data": {n: _observed(data, n)[masks[n]] for n in masks},
     }
     tree = arviz_base.from_dict(groups, coords=coords, dims=dims)
+    for node in tree.children.values():
+        here = {k: v for k, v in places.items() if v[0] in node.dims}
+        node.dataset = node.to_dataset().assign_coords(here)
     for name, unit in model.units.items():
         if name in tree["posterior"]:
             tree["posterior"][name].attrs["units"] = unit
@@ -97,9 +100,13 @@ def build(
     return tree
 
 
-def _coordinates(model: Model, data: Experiments) -> tuple[dict[str, Any], dict[str, list[str]]]:
+def _coordinates(
+    model: Model, data: Experiments
+) -> tuple[dict[str, Any], dict[str, list[str]], dict[str, tuple[str, np.ndarray[Any, Any]]]]:
+    """Indexes, dimensions, and the time and experiment of each measurement along `<channel>_id`."""
     coords: dict[str, Any] = {"experiment": list(data.names[0])}
     dims: dict[str, list[str]] = {}
+    places: dict[str, tuple[str, np.ndarray[Any, Any]]] = {}
     for site in model.sites(data.count):
         if site.local:
             dims[site.name] = ["experiment"]
@@ -107,14 +114,11 @@ def _coordinates(model: Model, data: Experiments) -> tuple[dict[str, Any], dict[
         mask = channel.mask
         where = mask.nonzero()
         coords[f"{name}_id"] = np.arange(len(where))
-        coords[f"{name}_time"] = (f"{name}_id", data.times[mask].numpy())
-        coords[f"{name}_experiment"] = (
-            f"{name}_id",
-            np.array([data.names[0][e] for e in where[:, 0].tolist()], dtype=str),
-        )
         dims[name] = [f"{name}_id"]
-    simple = {k: v for k, v in coords.items() if not isinstance(v, tuple)}
-    return simple, dims
+        experiments = np.array([data.names[0][e] for e in where[:, 0].tolist()], dtype=str)
+        places[f"{name}_time"] = (f"{name}_id", data.times[mask].numpy())
+        places[f"{name}_experiment"] = (f"{name}_id", experiments)
+    return coords, dims, places
 
 
 def _observed(data: Experiments, name: str) -> np.ndarray[Any, Any]:
