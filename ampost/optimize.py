@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -63,9 +64,23 @@ def maximise(
             asked.put((k, None))
 
     threads = [threading.Thread(target=search, args=(k,), daemon=True) for k in range(len(starts))]
-    for thread in threads:
-        thread.start()
-    running = len(threads)
+    with warnings.catch_warnings():
+        # a search that ends there is kept with `converged` false
+        warnings.filterwarnings("ignore", "The line search algorithm did not converge")
+        for thread in threads:
+            thread.start()
+        _serve(log_joint, asked, answers, finished)
+    return sorted((f for f in found if f is not None), key=lambda f: -f.log_joint)
+
+
+def _serve(
+    log_joint: LogDensity,
+    asked: queue.Queue[tuple[int, Array | None]],
+    answers: list[queue.Queue[tuple[float, Array]]],
+    finished: Callable[[], None],
+) -> None:
+    """Answer the searches until all have ended, one batched call whenever all of them wait."""
+    running = len(answers)
     waiting: dict[int, Array] = {}
     while running:
         k, x = asked.get()
@@ -78,7 +93,6 @@ def maximise(
             for one, answer in zip(waiting, _gradients(log_joint, list(waiting.values())), strict=True):
                 answers[one].put(answer)
             waiting = {}
-    return sorted((f for f in found if f is not None), key=lambda f: -f.log_joint)
 
 
 def _gradients(log_joint: LogDensity, points: list[Array]) -> list[tuple[float, Array]]:

@@ -53,15 +53,16 @@ def main() -> None:
     estimator.quantiles(thousand)
     quantiles = time.perf_counter() - began
 
-    one = model.simulate(1, 7).experiments.at(0)
+    some = model.simulate(12, 7).experiments
     budget = Budget(effective_size=2_000)
-    infer(model, one, estimator, budget=budget, optimum=False)
-    seconds = []
-    for seed in range(5):
+    infer(model, some.at(0), estimator, budget=budget, optimum=False)
+    seconds, sizes = [], []
+    for k in range(12):
         began = time.perf_counter()
-        result = infer(model, one, estimator, seed=seed, budget=budget, optimum=False)
+        result = infer(model, some.at(k), estimator, seed=k, budget=budget, optimum=False)
         seconds.append(time.perf_counter() - began)
-    print(f"smallest effective size of the timed data set: {result['fit/effective_size'].min().item():.0f}")
+        sizes.append(result["fit/effective_size"].min().item())
+    print(f"seconds of 12 data sets: {np.sort(seconds).round(2)}; smallest effective size {min(sizes):.0f}")
 
     ratios = solves_per_effective_draw(model, estimator, 100)
     print(f"solves per effective draw, deciles: {np.quantile(ratios, np.arange(0.1, 1, 0.1)).round(2)}")
@@ -69,7 +70,8 @@ def main() -> None:
         [
             Target("PIT of 1,000 data sets inside the 95 % band", float(calibration["fit/calibrated"]), 1),
             Target("quantiles of 1,000 data sets, s", quantiles, most=0.1),
-            Target("one data set at effective size 2,000 without MAP, s", float(np.median(seconds)), most=1.0),
+            Target("effective size 2,000 without MAP, median of 12, s", float(np.median(seconds)), most=1.0),
+            Target("effective size 2,000 without MAP, slowest of 12, s", max(seconds), most=1.0),
             Target("solves per effective draw, median of 100", float(np.median(ratios)), most=4.0),
             Target("solves per effective draw, 90th percentile", float(np.quantile(ratios, 0.9)), most=12.0),
         ]

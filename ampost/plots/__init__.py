@@ -108,7 +108,6 @@ def calibration(tree: xr.DataTree) -> Figure:
     left.axhline(0.0, color="black", lw=0.6)
     left.set_xlabel("probability integral transform")
     left.set_ylabel("ECDF less uniform")
-    left.legend(frameon=False, fontsize=8, ncols=2)
     levels = tree["coverage"]["level"].to_numpy()
     right.plot([0, 1], [0, 1], color="black", lw=0.6)
     for k, name in enumerate(names):
@@ -116,6 +115,7 @@ def calibration(tree: xr.DataTree) -> Figure:
         right.plot(levels, covered, "o-", ms=4, lw=1, color=COLOURS[k % len(COLOURS)], label=name)
     right.set_xlabel("central interval")
     right.set_ylabel("share of data sets whose truth it holds")
+    right.legend(frameon=False, fontsize=8, loc="lower right")
     right.set_xlim(0.4, 1.0)
     right.set_ylim(0.4, 1.0)
     figure.suptitle(tree["fit/sentence"].item(), fontsize=10)
