@@ -17,6 +17,7 @@ _HOMES = {
     "Design": "design",
     "Looks": "design",
     "read_table": "tables",
+    "Compiled": "ode.compiled",
     "Eager": "ode.eager",
     "odeint": "program",
     "observe": "program",

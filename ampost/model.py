@@ -19,7 +19,7 @@ from ampost.bijection import bijection, standardise
 from ampost.design import Design
 from ampost.errors import ExperimentError, ModelError, UnsupportedError
 from ampost.experiments import Experiments
-from ampost.ode.eager import Eager
+from ampost.ode.compiled import Compiled
 from ampost.ode.problem import Solver
 from ampost.passes import (
     Asked,
@@ -81,7 +81,7 @@ class Model:
     program: Program
     design: Design
     units: Mapping[str, str] = field(default_factory=dict)
-    solver: Solver = field(default_factory=Eager)
+    solver: Solver = field(default_factory=Compiled)
     _layouts: dict[int, tuple[Site, ...]] = field(default_factory=dict, repr=False, compare=False)
     _channels: list[str] = field(default_factory=list, repr=False, compare=False)
 

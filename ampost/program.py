@@ -21,7 +21,7 @@ from torch.distributions import Distribution
 
 from ampost.errors import ModelError, OdeError, UnsupportedError
 from ampost.experiments import CENSORING, Channel, Doses, Experiments, Input
-from ampost.ode.eager import Eager
+from ampost.ode.compiled import Compiled
 from ampost.ode.problem import OdeProblem, RightHandSide, Solver, Trajectory
 
 CHANNEL = "ampost_channel"
@@ -84,7 +84,7 @@ def _tensors(kind: str, values: Mapping[str, Any], experiments: Experiments) -> 
 
 @effectful(type="ode")
 def _ode(problem: OdeProblem) -> Trajectory:
-    return Eager()(problem)
+    return Compiled()(problem)
 
 
 class answering(Messenger):

@@ -1,4 +1,4 @@
-"""The eager solver against closed forms: accuracy, doses, gradients, failures."""
+"""Every solver against closed forms: accuracy, doses, gradients, failures."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,7 +9,7 @@ import torch
 from scipy.integrate import solve_ivp
 from scipy.special import lambertw
 
-from ampost import Eager, Experiments, answering, odeint
+from ampost import Compiled, Eager, Experiments, answering, odeint
 from ampost.errors import OdeError
 from ampost.experiments import Doses
 from ampost.ode.problem import Status
@@ -17,10 +17,11 @@ from ampost.zoo.lotka_volterra import predation
 from ampost.zoo.michaelis_menten import kinetics
 
 
-@pytest.fixture(autouse=True)
-def _double() -> Any:
+@pytest.fixture(autouse=True, params=[Compiled, Eager], ids=["compiled", "eager"])
+def solver(request: Any) -> Any:
     torch.set_default_dtype(torch.float64)
-    yield
+    with answering(request.param()):
+        yield request.param
     torch.set_default_dtype(torch.float32)
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ampost.errors import OdeError
-from ampost.ode.problem import OdeProblem, Rows, Status, Trajectory, check, flatten
+from ampost.ode.problem import OdeProblem, Rows, Status, Trajectory, check, dose_edges, flatten
 
 _C = (0.0, 0.161, 0.327, 0.9, 0.9800255409045097, 1.0, 1.0)
 _A = (
@@ -77,39 +77,6 @@ class Eager:
 
 
 @dataclass(frozen=True)
-class _Edges:
-    """Sorted times per row (row, edge) at which state and infusion rate jump (row, edge, state)."""
-
-    time: Tensor
-    jump: Tensor
-    rate: Tensor
-
-
-def _edges(rows: Rows) -> _Edges:
-    """Boluses jump the state; an infusion raises the rate at its start and lowers it at its end."""
-    infused = rows.dose_duration > 0
-    onto = torch.nn.functional.one_hot(rows.dose_target, rows.start.shape[1]).to(rows.start.dtype)
-    amount = torch.where(rows.dose_mask, rows.dose_amount, 0.0)
-    bolus = torch.where(infused, 0.0, amount)[..., None] * onto
-    length = torch.where(infused, rows.dose_duration, 1.0)
-    rate = torch.where(infused, amount / length, 0.0)[..., None] * onto
-    time = torch.where(rows.dose_mask, rows.dose_time, torch.inf)
-    if not bool(infused.any()):
-        return _sorted(_Edges(time, bolus, torch.zeros_like(bolus)))
-    end = torch.where(infused & rows.dose_mask, rows.dose_time + rows.dose_duration, torch.inf)
-    nothing = torch.zeros_like(bolus)
-    return _sorted(
-        _Edges(torch.cat([time, end], 1), torch.cat([bolus, nothing], 1), torch.cat([rate, -rate], 1))
-    )
-
-
-def _sorted(edges: _Edges) -> _Edges:
-    time, order = torch.sort(edges.time, dim=1, stable=True)
-    wide = order[..., None].expand_as(edges.jump)
-    return _Edges(time, edges.jump.gather(1, wide), edges.rate.gather(1, wide))
-
-
-@dataclass(frozen=True)
 class _Front:
     """Where the unfinished rows stand; `slope` is the derivative at (time, state)."""
 
@@ -140,7 +107,9 @@ class _Run:
 
     def __init__(self, rows: Rows, solver: Eager) -> None:
         self.rows, self.solver = rows, solver
-        self.edges = _edges(rows)
+        self.edges = dose_edges(rows)
+        onto = torch.nn.functional.one_hot(self.edges.target, rows.start.shape[1]).to(rows.start)
+        self.jumps, self.rates = self.edges.jump[..., None] * onto, self.edges.rate[..., None] * onto
         count = rows.times.shape[0]
         self.status = torch.zeros(count, dtype=torch.long, device=rows.times.device)
         self.pending = torch.ones_like(rows.after_dose)
@@ -239,8 +208,8 @@ class _Run:
         order = torch.arange(width, device=front.row.device)
         now = self.edges.time.detach()[front.row] <= front.time.detach()[:, None]
         due = (now & (order >= front.edge[:, None]))[..., None]
-        jump = torch.where(due, self.edges.jump[front.row], 0.0).sum(1)
-        rate = torch.where(due, self.edges.rate[front.row], 0.0).sum(1)
+        jump = torch.where(due, self.jumps[front.row], 0.0).sum(1)
+        rate = torch.where(due, self.rates[front.row], 0.0).sum(1)
         return replace(
             front,
             state=front.state + jump,

@@ -179,6 +179,32 @@ def flatten(problem: OdeProblem) -> Rows:
     )
 
 
+@dataclass(frozen=True)
+class Edges:
+    """Sorted times per row (row, edge) at which `target` jumps by `jump` and its inflow by `rate`."""
+
+    time: Tensor
+    target: Tensor
+    jump: Tensor
+    rate: Tensor
+
+
+def dose_edges(rows: Rows) -> Edges:
+    """Boluses jump the state; an infusion raises the inflow at its start and lowers it at its end."""
+    infused = rows.dose_duration > 0
+    amount = torch.where(rows.dose_mask, rows.dose_amount, 0.0)
+    jump = torch.where(infused, 0.0, amount)
+    rate = torch.where(infused, amount / torch.where(infused, rows.dose_duration, 1.0), 0.0)
+    time = torch.where(rows.dose_mask, rows.dose_time, torch.inf)
+    target = rows.dose_target
+    if bool(infused.any()):
+        end = torch.where(infused & rows.dose_mask, rows.dose_time + rows.dose_duration, torch.inf)
+        time, target = torch.cat([time, end], 1), torch.cat([target, target], 1)
+        jump, rate = torch.cat([jump, torch.zeros_like(jump)], 1), torch.cat([rate, -rate], 1)
+    time, order = torch.sort(time, dim=1, stable=True)
+    return Edges(time, *(value.gather(1, order) for value in (target, jump, rate)))
+
+
 def stacked(
     problem: OdeProblem, names: tuple[str, ...]
 ) -> Callable[[Tensor, Tensor, Mapping[str, Tensor]], Tensor]:
