@@ -88,6 +88,12 @@ def _density(sizes: Architecture, z: int) -> nn.Module:
     return density
 
 
+def _close(mine: list[str], theirs: list[str]) -> bool:
+    """Whether two behaviours agree but for the error of a solver."""
+    pairs = [(float(a), float(b)) for a, b in zip(mine, theirs, strict=False)]
+    return len(mine) == len(theirs) and all(abs(a - b) <= 1e-3 * (1 + abs(b)) for a, b in pairs)
+
+
 @dataclass(frozen=True)
 class Estimator:
     """A trained network with what it needs to read data: scaling, design, fingerprint, report.
@@ -135,7 +141,8 @@ class Estimator:
         """Raise EstimatorError unless this estimator was trained for `model`'s behaviour."""
         mine, theirs = self.fingerprint, model.fingerprint()
         for part in ("sites", "channels", "behaviour"):
-            if mine[part] != theirs[part]:
+            same = _close(mine[part], theirs[part]) if part == "behaviour" else mine[part] == theirs[part]
+            if not same:
                 raise EstimatorError(
                     f"the estimator was trained for another model: its {part} are {mine[part]}, "
                     f"those of {model.name!r} are {theirs[part]}; train again for this model"

@@ -20,7 +20,6 @@ import numpy as np
 import torch
 from numba import cfunc
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ampost.errors import OdeError
 from ampost.ode import kernels
@@ -84,7 +83,7 @@ class Functions:
     @cached_property
     def jacobians(self) -> Any:
         """jac(t, y, p, by_state, by_parameter)."""
-        outputs = {}
+        outputs: dict[str, int] = {}
         for target, inputs in (("a", self.traced.states), ("b", self.traced.parameters)):
             for i, row in enumerate(self.traced.jacobian(inputs)):
                 outputs |= {f"{target}[{i}, {j}]": k for j, k in enumerate(row)}
@@ -256,7 +255,8 @@ def _solve(solver: Compiled, functions: Functions, rows: Rows) -> tuple[Tensor, 
         order,
         tuple(wanted),
     )
-    states, status = _Solution.apply(job, rows.start, wide, edges.time, edges.jump, edges.rate)
+    inputs = (rows.start, wide, edges.time, edges.jump, edges.rate)
+    states, status = _Solution.apply(job, *inputs)  # type: ignore[no-untyped-call]
     return states, status
 
 
@@ -274,8 +274,12 @@ class _Solution(torch.autograd.Function):
         return states, status
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, outer: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            raise OdeError(
+                "a second derivative through the compiled solver was asked for (create_graph=True); take "
+                "differences of the gradient, or solve with answering(Eager())"
+            )
         inputs = ctx.saved_tensors
         job: _Job = ctx.job
         wide = job.order[..., None].expand(*job.order.shape, outer.shape[-1])

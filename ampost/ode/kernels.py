@@ -53,7 +53,7 @@ _SIGNATURE = types.void(
 
 
 @njit(inline="always")
-def _slope(f, jac, t, z, p, infusion, edge, target, n, kinds, index, jac_y, jac_p, out):  # noqa: ANN001, ANN202
+def _slope(f, jac, t, z, p, infusion, edge, target, n, kinds, index, jac_y, jac_p, out):
     """Slopes of states and sensitivities: S' = J S + d f / d input."""
     f(t, z, p, out)
     for i in range(n):
@@ -74,7 +74,7 @@ def _slope(f, jac, t, z, p, infusion, edge, target, n, kinds, index, jac_y, jac_
 
 
 @njit(inline="always")
-def _size(value, scale_from, n, columns, rtol, atol):  # noqa: ANN001, ANN202
+def _size(value, scale_from, n, columns, rtol, atol):
     """Largest root mean square, over states and each sensitivity column, of value / tolerance."""
     worst = 0.0
     for c in range(columns):
@@ -90,30 +90,30 @@ def _size(value, scale_from, n, columns, rtol, atol):  # noqa: ANN001, ANN202
 
 @njit(_SIGNATURE, cache=True, nogil=True, error_model="numpy")
 def explicit(
-    f,  # noqa: ANN001
-    jac,  # noqa: ANN001
-    start,  # noqa: ANN001
-    begin,  # noqa: ANN001
-    parameters,  # noqa: ANN001
-    times,  # noqa: ANN001
-    after_dose,  # noqa: ANN001
-    edge_time,  # noqa: ANN001
-    edge_target,  # noqa: ANN001
-    edge_jump,  # noqa: ANN001
-    edge_rate,  # noqa: ANN001
-    rtol,  # noqa: ANN001
-    max_steps,  # noqa: ANN001
-    kinds,  # noqa: ANN001
-    index,  # noqa: ANN001
-    atol,  # noqa: ANN001
-    states,  # noqa: ANN001
-    weights,  # noqa: ANN001
-    gradient,  # noqa: ANN001
-    status,  # noqa: ANN001
-    steps,  # noqa: ANN001
-    first,  # noqa: ANN001
-    last,  # noqa: ANN001
-):  # noqa: ANN202
+    f,
+    jac,
+    start,
+    begin,
+    parameters,
+    times,
+    after_dose,
+    edge_time,
+    edge_target,
+    edge_jump,
+    edge_rate,
+    rtol,
+    max_steps,
+    kinds,
+    index,
+    atol,
+    states,
+    weights,
+    gradient,
+    status,
+    steps,
+    first,
+    last,
+):
     """Solve rows first to last: `states` (row, time, state) and `status` are written.
 
     `times` are sorted, those after a dose behind those before it. With sensitivities (`kinds`,
@@ -204,14 +204,10 @@ def explicit(
             s = room if clipped else h
             for i in range(size):
                 wide[i] = y[i] + s * 0.161 * k1[i]
-            _slope(
-                f, jac, t + 0.161 * s, wide, p, infusion, edge, target, n, kinds, index, jac_y, jac_p, k2
-            )
+            _slope(f, jac, t + 0.161 * s, wide, p, infusion, edge, target, n, kinds, index, jac_y, jac_p, k2)
             for i in range(size):
                 wide[i] = y[i] + s * (-0.008480655492356989 * k1[i] + 0.335480655492357 * k2[i])
-            _slope(
-                f, jac, t + 0.327 * s, wide, p, infusion, edge, target, n, kinds, index, jac_y, jac_p, k3
-            )
+            _slope(f, jac, t + 0.327 * s, wide, p, infusion, edge, target, n, kinds, index, jac_y, jac_p, k3)
             for i in range(size):
                 wide[i] = y[i] + s * (
                     2.8971530571054935 * k1[i] - 6.359448489975075 * k2[i] + 4.3622954328695815 * k3[i]
@@ -328,14 +324,14 @@ def explicit(
 
 
 @njit(types.void(types.FunctionType(RIGHT_HAND_SIDE), _vector, _matrix, _matrix, _matrix), cache=True)
-def slopes_at(f, t, y, p, out):  # noqa: ANN001, ANN202
+def slopes_at(f, t, y, p, out):
     """Slopes (point, state) at points, to compare with torch's."""
     for k in range(len(t)):
         f(t[k], y[k], p[k], out[k])
 
 
 @njit(types.void(types.FunctionType(JACOBIAN), _vector, _matrix, _matrix, _cube, _cube), cache=True)
-def jacobians_at(jac, t, y, p, by_state, by_parameter):  # noqa: ANN001, ANN202
+def jacobians_at(jac, t, y, p, by_state, by_parameter):
     """Jacobians (point, slope, input) at points, to compare with torch's."""
     for k in range(len(t)):
         jac(t[k], y[k], p[k], by_state[k], by_parameter[k])

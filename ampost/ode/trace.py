@@ -202,9 +202,7 @@ class Graph:
             "sinh": lambda: do("cosh", x),
             "cosh": lambda: do("sinh", x),
             "tanh": lambda: do("sub", one, square(k)),
-            "erf": lambda: do(
-                "mul", self.constant(2.0 / math.sqrt(math.pi)), do("exp", do("neg", square(x)))
-            ),
+            "erf": lambda: do("mul", self.constant(2.0 / math.sqrt(math.pi)), do("exp", do("neg", square(x)))),
         }
         return rules[node.operation]()
 
@@ -243,9 +241,11 @@ class Symbol:
         )
 
     def __float__(self) -> float:
-        raise NotTraceableError("a state, parameter or time is turned into a Python number; use torch functions")
+        raise NotTraceableError(
+            "a state, parameter or time is turned into a Python number; use torch functions"
+        )
 
-    __int__ = __float__  # type: ignore[assignment]
+    __int__ = __float__
     __hash__ = object.__hash__
 
     def __add__(self, other: Any) -> Symbol:
@@ -322,14 +322,15 @@ def _apply(operation: str, *arguments: Any) -> Symbol:
             numbers.append(graph.constant(argument))
         else:
             raise NotTraceableError(
-                f"{operation} with a {type(argument).__name__}; hand it to odeint as a parameter"
+                f"{operation} with a captured {type(argument).__name__.lower()}, which should be a "
+                f"parameter of odeint"
             )
     return Symbol(graph, graph.do(operation, *numbers))
 
 
-def _clamp(x: Any, min: Any = None, max: Any = None) -> Symbol:  # noqa: A002 - torch's names
+def _clamp(x: Any, min: Any = None, max: Any = None) -> Symbol:
     x = x if min is None else _apply("maximum", x, min)
-    return x if max is None else _apply("minimum", x, max)  # type: ignore[no-any-return]
+    return x if max is None else _apply("minimum", x, max)
 
 
 def _softplus(x: Any, beta: float = 1.0, threshold: float = 20.0) -> Symbol:
