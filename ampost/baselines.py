@@ -51,6 +51,7 @@ def fit(
             "seconds": time.monotonic() - began,
             "gradients": sum(f.gradients for f in found),
             "best_log_joint": found[0].log_joint,
+            "map_z": results.by_label(model.parameters(best[None, None], data)),
             "computation": "laplace" if covariance is not None else "optimum only: singular Hessian",
         },
         seed,
@@ -107,7 +108,8 @@ def nuts(
                 mcmc.run()
             parts.append(mcmc.get_samples()["z"])
     said = {"seconds": time.monotonic() - began, "gradients": gradients, "computation": "nuts"}
-    return _tree(model, data, torch.cat(parts), said, seed, chains)
+    tree = _tree(model, data, torch.cat(parts), said, seed, chains)
+    return results.with_effective_size(tree)
 
 
 def _tree(

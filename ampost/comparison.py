@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import arviz_stats
 import numpy as np
 import xarray as xr
 
@@ -92,12 +91,7 @@ def _entry(result: xr.DataTree, name: str) -> float:
 def _effective(result: xr.DataTree) -> float:
     """The smallest effective size: by the weights, or by the chains; a normal approximation has none."""
     known = scalars(result, "effective_size")
-    if known:
-        return min(known.values())
-    if str(result["fit/computation"].item()) != "nuts":
-        return float("nan")
-    sizes: xr.Dataset = arviz_stats.ess(result["posterior"].dataset)  # type: ignore[attr-defined,no-untyped-call]
-    return min(float(size.min()) for size in sizes.data_vars.values())
+    return min(known.values()) if known else float("nan")
 
 
 def _text(table: Any) -> str:  # noqa: ANN401 - a pandas DataFrame

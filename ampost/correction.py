@@ -28,7 +28,11 @@ GOOD = 0.7
 
 @dataclass(frozen=True)
 class Budget:
-    """How a posterior is corrected: draws returned, effective size wanted, most ODE solves."""
+    """How a posterior is corrected: draws returned, effective size wanted, most ODE solves.
+
+    `solves` limits the weighted rounds; where weights fail, the sampler that takes over spends what
+    it needs, and the result says how many solves that were.
+    """
 
     draws: int = 1_000
     effective_size: int = 4_000

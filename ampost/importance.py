@@ -261,12 +261,14 @@ def resample(log_weight: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor]
 def equally_weighted(
     draws: Draws, log_joint: LogDensity, count: int, seed: int, steps: int = 5
 ) -> tuple[Tensor, Tensor]:
-    """Equally weighted draws z (count, dataset, z) without duplicates, and their log joint.
+    """Equally weighted draws z (count, dataset, z) without duplicates, and their log joint, in random order.
 
     Where systematic resampling leaves duplicates, every draw takes steps that leave the posterior
     invariant.
     """
     index, again = resample(draws.log_weight, count, derive(seed, "resample"))
+    with seeded(derive(seed, "order")):
+        index = index[torch.randperm(count)]
     wide = index[..., None].expand(*index.shape, draws.z.shape[-1])
     z, joint = draws.z.gather(0, wide), draws.log_joint.gather(0, index)
     if not bool(again.any()):

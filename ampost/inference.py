@@ -112,7 +112,7 @@ def infer(
     }
     if optimum:
         best = _mode(model, data, corrected.z[log_joint.argmax()])
-        fit["map_z"] = _scalars(model.parameters(best.z[None, None], data))
+        fit["map_z"] = results.by_label(model.parameters(best.z[None, None], data))
         fit |= {"best_log_joint": best.log_joint, "gradients": best.gradients}
     verdict = _verdict(model, data, trained, corrected, reported, seed)
     fit |= {"computation": verdict.computation, "data": verdict.data, "verdict": str(verdict)}
@@ -162,20 +162,11 @@ def preliminary(model: Model, data: Experiments, seed: int, progress: bool | Non
 
 def _point(model: Model, data: Experiments, trained: Estimator) -> dict[str, float]:
     median = trained.quantiles(data)[:, :, QUANTILES.index(0.5)]
-    return _scalars(model.parameters(median[None], data))
+    return results.by_label(model.parameters(median[None], data))
 
 
 def _mode(model: Model, data: Experiments, start: Tensor) -> Optimum:
     return maximise(lambda z: model.log_joint(z[:, None], data)[:, 0], start[None])[0]
-
-
-def _scalars(values: dict[str, Tensor]) -> dict[str, float]:
-    out = {}
-    for name, value in values.items():
-        flat = value.flatten()
-        for k, number in enumerate(flat.tolist()):
-            out[name if len(flat) == 1 else f"{name}[{k}]"] = number
-    return out
 
 
 def _by_parameter(model: Model, data: Experiments, effective: Tensor) -> dict[str, float]:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import arviz_base
+import arviz_stats
 import numpy as np
 import pandas as pd
 import torch
@@ -71,7 +72,6 @@ def build(
             "log_likelihood": _chained(scores.log_likelihood[:, 0], chains),
         },
         "log_likelihood": {n: _fold(flat(v[:, 0], n), chains) for n, v in scores.pointwise.items()},
-        "log_prior": {n: _chained(v[:, 0], chains) for n, v in scores.site_log_prior.items()},
         "posterior_predictive": {
             n: _fold(flat(v, n), chains) for n, v in reported.predicted.items() if n in masks
         },
@@ -79,6 +79,9 @@ def build(
         "observed_data": {n: _observed(data, n)[masks[n]] for n in masks},
     }
     tree = arviz_base.from_dict(groups, coords=coords, dims=dims)
+    # apart, since a parameter per experiment has one log prior
+    by_site = {n: _chained(v[:, 0], chains) for n, v in scores.site_log_prior.items()}
+    tree["log_prior"] = arviz_base.from_dict({"log_prior": by_site})["log_prior"]
     for node in tree.children.values():
         here = {k: v for k, v in places.items() if v[0] in node.dims}
         node.dataset = node.to_dataset().assign_coords(here)
@@ -150,6 +153,16 @@ def _fit_dataset(fit: Mapping[str, Any]) -> xr.Dataset:
     )
 
 
+def by_label(parameters: Mapping[str, Tensor]) -> dict[str, float]:
+    """Parameters at one point as numbers, `name` or `name[k]`."""
+    out = {}
+    for name, value in parameters.items():
+        flat = value.flatten()
+        for k, number in enumerate(flat.tolist()):
+            out[name if len(flat) == 1 else f"{name}[{k}]"] = number
+    return out
+
+
 def values(result: xr.DataTree, group: str, name: object) -> np.ndarray[Any, Any]:
     """The numbers of one variable of a result."""
     return np.asarray(result[f"{group}/{name}"])
@@ -161,6 +174,18 @@ def scalars(result: xr.DataTree, name: str) -> dict[str, float]:
         return {}
     keys = values(result, "fit", "parameter").tolist()
     return dict(zip(keys, values(result, "fit", name).tolist(), strict=True))
+
+
+def with_effective_size(result: xr.DataTree) -> xr.DataTree:
+    """`result` of a Markov chain, with ArviZ's effective size of each parameter in `fit`."""
+    sizes: xr.Dataset = arviz_stats.ess(result["posterior"].dataset)  # type: ignore[attr-defined,no-untyped-call]
+    found: dict[str, float] = {}
+    for name, size in sizes.data_vars.items():
+        flat = np.asarray(size).ravel()
+        found |= {str(name) if len(flat) == 1 else f"{name}[{k}]": float(s) for k, s in enumerate(flat)}
+    fit = result["fit"].to_dataset().assign_coords(parameter=list(found))
+    result["fit"] = xr.DataTree(fit.assign(effective_size=("parameter", list(found.values()))))
+    return result
 
 
 def summary(result: xr.DataTree) -> pd.DataFrame:

@@ -2,6 +2,7 @@
 
 import math
 
+import arviz_stats
 import numpy as np
 import pyro
 import pyro.distributions as dist
@@ -230,3 +231,32 @@ def test_a_network_that_is_wrong_is_corrected(kinetics: Model, trained: Estimato
     close = (bad.z.mean(0) - good.z.mean(0)).abs() / good.z.std(0)
     assert float(close.max()) < 0.15
     assert len(bad.z.unique(dim=0)) == 2_000
+
+
+def test_equally_weighted_draws_come_in_random_order(kinetics: Model, trained: Estimator) -> None:
+    # systematic resampling keeps the order of the proposal's components, which ArviZ takes for correlation
+    data = kinetics.simulate(1, 3).experiments.at(0)
+    result = infer(kinetics, data, trained, seed=1, optimum=False)
+    sizes = arviz_stats.ess(result["posterior"].dataset)
+    assert min(float(size) for size in sizes.data_vars.values()) > 500
+
+
+def test_parameters_per_experiment_are_inferred() -> None:
+    def program(experiments: Experiments) -> None:
+        spread = pyro.sample("spread", dist.LogNormal(-1.0, 0.3))
+        with experiments.plate():
+            level = pyro.sample("level", dist.Normal(0.0, 1.0))
+        observe("y", dist.Normal(level + 0 * experiments.times, spread), experiments)
+
+    times = (0.0, 1.0, 2.0, 3.0)
+    model = Model(program, Design({"y": Looks(times, (4, 4))}, {}, (2, 2), 3.5))
+    data = model.simulate(1, 1).experiments.at(0)
+    settings = Settings(simulations=1_000, schedule=Schedule(steps=100))
+    result = infer(model, data, settings=settings, progress=False)
+    assert result["posterior/level"].dims == ("chain", "draw", "experiment")
+    assert set(summary(result).index) == {"spread", "level[0]", "level[1]"}
+    assert np.isfinite(summary(result).to_numpy()).all()
+    again = infer(model, data, settings=settings, progress=False, seed=5)
+    for k in range(2):
+        mean, sd = summary(result).loc[f"level[{k}]", ["mean", "sd"]]
+        assert summary(again).loc[f"level[{k}]", "mean"] == pytest.approx(mean, abs=0.2 * sd)
