@@ -9,6 +9,7 @@ import torch
 
 from ampost import Compiled, Eager, Experiments, answering, odeint
 from ampost.errors import OdeError
+from ampost.ode import compiled
 from ampost.ode.trace import NotTraceableError, trace
 
 LOOKS = Experiments.on(torch.linspace(0.0, 2.0, 9)[None].double(), ["A"])
@@ -68,6 +69,20 @@ def test_functions_made_in_the_program_are_not_mixed_up() -> None:
     torch.testing.assert_close(first, torch.exp(-LOOKS.times), rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(second, 1 / (1 + LOOKS.times), rtol=1e-5, atol=1e-6)
     assert torch.equal(first, again)
+
+
+def test_functions_made_anew_in_each_run_are_compiled_once() -> None:
+    def solve(rate: float) -> torch.Tensor:
+        def speed(x: Any) -> Any:
+            return rate * x
+
+        return odeint(lambda t, y, p: {"A": -speed(y.A)}, {"A": 1.0}, {}, LOOKS).A
+
+    before = len(compiled._known)
+    answers = [solve(rate) for rate in (0.5, 0.7, 0.5, 0.7)]
+    assert len(compiled._known) == before + 2
+    torch.testing.assert_close(answers[3], torch.exp(-0.7 * LOOKS.times), rtol=1e-6, atol=1e-6)
+    assert torch.equal(answers[0], answers[2])
 
 
 def test_what_has_no_scalar_form_is_solved_by_torch_with_a_warning() -> None:

@@ -150,17 +150,37 @@ def _functions(problem: OdeProblem, rows: Rows) -> Functions | None:
 
 def _key(problem: OdeProblem) -> Any:
     """What a right-hand side depends on; None where a captured value may change unseen."""
-    rhs = problem.rhs
     names = (tuple(problem.initial), tuple(problem.parameters))
-    if not isinstance(rhs, types.FunctionType):
-        return (rhs, names)
-    cells = [c.cell_contents for c in rhs.__closure__ or ()]
-    captured = (*cells, *(rhs.__defaults__ or ()), *(rhs.__kwdefaults__ or {}).values())
-    plain = (bool, int, float, str, type(None), types.FunctionType, types.ModuleType, type)
-    if not all(isinstance(c, plain) for c in captured):
-        _warn(problem.name, "it captures values that are no plain numbers; hand them to odeint as parameters")
+    if not isinstance(problem.rhs, types.FunctionType):
+        return (problem.rhs, names)
+    try:
+        return (_identity(problem.rhs, ()), names)
+    except NotTraceableError as reason:
+        _warn(problem.name, str(reason))
         return None
-    return (rhs.__code__, captured, names)
+
+
+def _identity(function: types.FunctionType, callers: tuple[types.CodeType, ...]) -> tuple[Any, ...]:
+    """Code and captured values of a function and of those it captures.
+
+    Functions that a program makes anew in each run are so compiled once.
+    """
+    code = function.__code__
+    if code in callers:
+        return (code,)
+    cells = [c.cell_contents for c in function.__closure__ or ()]
+    parts: list[Any] = [code]
+    for value in (*cells, *(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()):
+        if isinstance(value, types.FunctionType):
+            parts.append(_identity(value, (*callers, code)))
+        elif isinstance(value, bool | int | float | str | types.NoneType | types.ModuleType | type):
+            parts.append((type(value), value))
+        else:
+            raise NotTraceableError(
+                f"it captures a {type(value).__name__}, which may change unseen and should be a "
+                f"parameter of odeint"
+            )
+    return tuple(parts)
 
 
 def _made(problem: OdeProblem, rows: Rows) -> Functions | None:
