@@ -22,7 +22,7 @@ from torch.distributions import Distribution
 from ampost.errors import ModelError, OdeError, UnsupportedError
 from ampost.experiments import CENSORING, Channel, Doses, Experiments, Input
 from ampost.ode.compiled import Compiled
-from ampost.ode.problem import OdeProblem, RightHandSide, Solver, Trajectory
+from ampost.ode.problem import Event, OdeProblem, RightHandSide, Solver, Trajectory
 
 CHANNEL = "ampost_channel"
 
@@ -33,7 +33,7 @@ def odeint(
     parameters: Mapping[str, Any],
     experiments: Experiments,
     doses: Doses | None = None,
-    events: Mapping[str, Any] | None = None,
+    events: Mapping[str, Event] | None = None,
     name: str = "trajectory",
 ) -> Trajectory:
     """Solve an ODE inside a program: states at the experiments' times as `y.S` (..., experiment, time).
@@ -42,31 +42,37 @@ def odeint(
         rhs: `rhs(t, y, p)` of scalars of one trajectory, torch operations only; returns a dict
             with one slope per state.
         initial: one value per state, broadcast to (..., experiment, 1).
-        parameters: what `p` holds, broadcast likewise.
+        parameters: what `p` holds, broadcast likewise. One of `experiments.inputs` is a function of
+            time: inside the right-hand side `p.F` is its value at t.
         experiments: when to look, and the doses.
         doses: in place of `experiments.doses` (delayed or scaled ones, say).
-        events: not supported yet.
+        events: `{"pulse": jump}`; a dose whose target is "pulse" calls `jump(y, p, amount)`, which
+            returns the states that change, by name.
         name: told apart where a program solves more than once.
     """
-    if events:
-        raise UnsupportedError(
-            f"odeint {name!r} is given the events {', '.join(events)}, which are not supported yet; a dose "
-            f"that adds an amount to a state needs no event"
-        )
-    for key, value in parameters.items():
-        if isinstance(value, Input) or callable(value):
-            raise UnsupportedError(
-                f"parameter {key!r} of odeint {name!r} is an input or a function of time, which is not "
-                f"supported yet; give a number or tensor, or write the function of t into the right-hand side"
+    for key, value in {**parameters, **(events or {})}.items():
+        if callable(value) != (key in (events or {})):
+            raise OdeError(
+                f"{key!r} of odeint {name!r} is {value!r}, expected "
+                + (
+                    "a function jump(y, p, amount) that returns the states that change"
+                    if key in (events or {})
+                    else "a number, a tensor or one of experiments.inputs; write a function of t into the "
+                    "right-hand side"
+                )
             )
     return _ode(
         OdeProblem(
             name=name,
             rhs=rhs,
             initial=_tensors("initial state", initial, experiments),
-            parameters=_tensors("parameter", parameters, experiments),
+            parameters=_tensors(
+                "parameter", {k: v for k, v in parameters.items() if not isinstance(v, Input)}, experiments
+            ),
             experiments=experiments,
             doses=experiments.doses if doses is None else doses,
+            inputs={k: v for k, v in parameters.items() if isinstance(v, Input)},
+            events=events or {},
         )
     )
 

@@ -9,8 +9,8 @@ import torch
 
 from ampost import Compiled, Eager, Experiments, answering, odeint
 from ampost.errors import OdeError
-from ampost.ode import compiled
-from ampost.ode.trace import NotTraceableError, trace
+from ampost.ode import functions
+from ampost.ode.trace import NotTraceableError, Rates
 
 LOOKS = Experiments.on(torch.linspace(0.0, 2.0, 9)[None].double(), ["A"])
 
@@ -78,9 +78,9 @@ def test_functions_made_anew_in_each_run_are_compiled_once() -> None:
 
         return odeint(lambda t, y, p: {"A": -speed(y.A)}, {"A": 1.0}, {}, LOOKS).A
 
-    before = len(compiled._known)
+    before = len(functions._known)
     answers = [solve(rate) for rate in (0.5, 0.7, 0.5, 0.7)]
-    assert len(compiled._known) == before + 2
+    assert len(functions._known) == before + 2
     torch.testing.assert_close(answers[3], torch.exp(-0.7 * LOOKS.times), rtol=1e-6, atol=1e-6)
     assert torch.equal(answers[0], answers[2])
 
@@ -105,4 +105,4 @@ def test_what_has_no_scalar_form_is_solved_by_torch_with_a_warning() -> None:
 )
 def test_what_cannot_be_traced_is_named(slope: Callable[[Any, Any, Any], Any], words: str) -> None:
     with pytest.raises(NotTraceableError, match=words):
-        trace(slope, ["A"], [])
+        Rates(slope, ["A"], [])

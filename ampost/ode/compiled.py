@@ -1,234 +1,71 @@
-"""The compiled engine: a right-hand side becomes machine code, rows are spread over the cores.
+"""The compiled engine: a right-hand side becomes machine code, eight rows go side by side, over all cores.
 
-What has no scalar form, and what does not live on the CPU in double precision, goes to `Eager`,
-with one warning that says why.
+What has no scalar form, and what does not live on the CPU in double precision, goes to `Eager`, with one
+warning that says why.
 """
 
 from __future__ import annotations
 
-import math
 import os
-import types
-import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
-from numba import cfunc
 from torch import Tensor
 
 from ampost.errors import OdeError
 from ampost.ode import kernels
 from ampost.ode.eager import Eager
-from ampost.ode.problem import OdeProblem, Rows, Trajectory, check, dose_edges, flatten, stacked
-from ampost.ode.trace import NotTraceableError, Traced, source, trace
+from ampost.ode.functions import Functions, functions_of
+from ampost.ode.methods import Method, rodas, tsitouras
+from ampost.ode.problem import OdeProblem, Rows, Trajectory, check, edges_of, flatten
 
 CHUNK = 64
+STORED = 2**24  # sensitivities kept for the backward pass, in numbers; more are computed again there
 Array = np.ndarray[Any, Any]
-Points = tuple[Tensor, Tensor, Mapping[str, Tensor]]
-Slopes = Callable[[Tensor, Tensor, Mapping[str, Tensor]], Tensor]
 
 
 @dataclass(frozen=True)
 class Compiled:
-    """Compiled explicit solver; tolerances per step and a step budget per row, as `Eager`.
+    """Compiled solver: tolerances per step, a step budget per row, and the methods to try in turn.
 
-    Gradients come from forward sensitivities, integrated when they are asked for; they are those of
-    the solution within the tolerance, for initial states, parameters, dose amounts, times and
-    durations. There is no second derivative.
+    By default a row is solved by the explicit `tsitouras`; where it proves stiff or fails, that row begins
+    again with `rodas`, which is linearly implicit. What is chosen for a row depends on that row alone.
+
+    Gradients come from forward sensitivities; they are the derivative of the numerical solution on the
+    steps chosen, for initial states, parameters, and amounts, times and durations of doses. There is no
+    second derivative.
+
+    Raises:
+        OdeError: a tolerance or the budget is not positive, or there is no method.
     """
 
     rtol: float = 1e-6
     atol: float = 1e-8
-    max_steps: int = 2_000
+    max_steps: int = 10_000
+    methods: tuple[Method, ...] = (tsitouras, rodas)
 
     def __post_init__(self) -> None:
         for name in ("rtol", "atol", "max_steps"):
             if not getattr(self, name) > 0:
                 raise OdeError(f"{name} is {getattr(self, name)}, expected a positive number")
+        if not self.methods:
+            raise OdeError("methods is empty, expected one or more of tsitouras and rodas")
 
     def __call__(self, problem: OdeProblem) -> Trajectory:
         """The trajectory of `problem` at its experiments' times."""
         check(problem)
         rows = flatten(problem)
-        names = tuple(problem.initial)
         functions = None
         if rows.times.dtype == torch.float64 and rows.times.device.type == "cpu":
-            functions = _functions(problem, rows)
+            functions = functions_of(problem, rows)
         if functions is None:
             return Eager(self.rtol, self.atol, self.max_steps)(problem)
-        states, status = _solve(self, functions, rows)
-        return rows.unflatten(names, states, status)
-
-
-class Functions:
-    """The compiled right-hand side and, once a gradient asks for it, its Jacobians."""
-
-    def __init__(self, traced: Traced, rhs: Slopes, points: Points) -> None:
-        self.traced, self.rhs, self.points = traced, rhs, points
-        self.reads = {traced.time: "t"}
-        self.reads |= {k: f"y[{i}]" for i, k in enumerate(traced.states)}
-        self.reads |= {k: f"p[{i}]" for i, k in enumerate(traced.parameters)}
-
-    @cached_property
-    def slopes(self) -> Any:
-        """f(t, y, p, out)."""
-        outputs = {f"out[{i}]": k for i, k in enumerate(self.traced.slopes)}
-        return self._compiled("slopes", outputs, "t, y, p, out", kernels.RIGHT_HAND_SIDE)
-
-    @cached_property
-    def jacobians(self) -> Any:
-        """jac(t, y, p, by_state, by_parameter)."""
-        outputs: dict[str, int] = {}
-        for target, inputs in (("a", self.traced.states), ("b", self.traced.parameters)):
-            for i, row in enumerate(self.traced.jacobian(inputs)):
-                outputs |= {f"{target}[{i}, {j}]": k for j, k in enumerate(row)}
-        compiled = self._compiled("jacobians", outputs, "t, y, p, a, b", kernels.JACOBIAN)
-        self._compare(compiled)
-        return compiled
-
-    def plain_points(self) -> tuple[Array, Array, Array]:
-        """The points of comparison as arrays: t (point,), y (point, state), p (point, parameter)."""
-        t, y, p = self.points
-        return t.numpy(), y.numpy(), _wide(p, len(t)).numpy()
-
-    def _compare(self, compiled: Any) -> None:
-        """Refuse Jacobians that are not torch's at the points."""
-        t, y, p = self.points
-        inputs = [y.clone().requires_grad_(), *(v.clone().requires_grad_() for v in p.values())]
-        with torch.enable_grad():
-            slopes = self.rhs(t, inputs[0], dict(zip(p, inputs[1:], strict=True)))
-            rows = [
-                torch.autograd.grad(s.sum(), inputs, retain_graph=True, materialize_grads=True)
-                if s.requires_grad
-                else [torch.zeros_like(i) for i in inputs]
-                for s in slopes.unbind(-1)
-            ]
-        by_state, by_parameter = np.empty((*y.shape, y.shape[1])), np.empty((*y.shape, len(p)))
-        kernels.jacobians_at(compiled, *self.plain_points(), by_state, by_parameter)
-        mine = np.concatenate([by_state, by_parameter], -1)
-        theirs = torch.stack([torch.cat([g[0], *(v[:, None] for v in g[1:])], -1) for g in rows], 1).numpy()
-        known = np.isfinite(theirs)  # torch differentiates both branches of a where, and may get NaN
-        if not np.allclose(mine[known], theirs[known], rtol=1e-7, atol=1e-12):
-            raise OdeError(
-                "the compiled derivative of a right-hand side differs from torch's; use solver=Eager() and "
-                "report the right-hand side"
-            )
-
-    def _compiled(self, name: str, outputs: Mapping[str, int], head: str, signature: Any) -> Any:
-        space: dict[str, Any] = {"math": math}
-        exec(source(name, self.traced.graph, outputs, self.reads, head), space)
-        return cfunc(signature, error_model="numpy")(space[name])
-
-
-@cache
-def _nothing() -> Any:
-    """Stands in for the Jacobians where no gradient is wanted."""
-
-    def jacobians(t, y, p, a, b):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-        return 0
-
-    return cfunc(kernels.JACOBIAN)(jacobians)
-
-
-_known: dict[Any, Functions | None] = {}
-
-
-def _functions(problem: OdeProblem, rows: Rows) -> Functions | None:
-    """The compiled functions of a problem, made once per right-hand side; None where there are none."""
-    key = _key(problem)
-    if key is None:
-        return None
-    if key not in _known:
-        _known[key] = _made(problem, rows)
-    return _known[key]
-
-
-def _key(problem: OdeProblem) -> Any:
-    """What a right-hand side depends on; None where a captured value may change unseen."""
-    names = (tuple(problem.initial), tuple(problem.parameters))
-    if not isinstance(problem.rhs, types.FunctionType):
-        return (problem.rhs, names)
-    try:
-        return (_identity(problem.rhs, ()), names)
-    except NotTraceableError as reason:
-        _warn(problem.name, str(reason))
-        return None
-
-
-def _identity(function: types.FunctionType, callers: tuple[types.CodeType, ...]) -> tuple[Any, ...]:
-    """Code and captured values of a function and of those it captures.
-
-    Functions that a program makes anew in each run are so compiled once.
-    """
-    code = function.__code__
-    if code in callers:
-        return (code,)
-    cells = [c.cell_contents for c in function.__closure__ or ()]
-    parts: list[Any] = [code]
-    for value in (*cells, *(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()):
-        if isinstance(value, types.FunctionType):
-            parts.append(_identity(value, (*callers, code)))
-        elif isinstance(value, bool | int | float | str | types.NoneType | types.ModuleType | type):
-            parts.append((type(value), value))
-        else:
-            raise NotTraceableError(
-                f"it captures a {type(value).__name__}, which may change unseen and should be a "
-                f"parameter of odeint"
-            )
-    return tuple(parts)
-
-
-def _made(problem: OdeProblem, rows: Rows) -> Functions | None:
-    names = tuple(problem.initial)
-    points = _points(rows)
-    rhs = stacked(problem, names)
-    slopes = rhs(*points)  # first in torch: its errors name what is wrong with a right-hand side
-    try:
-        functions = Functions(trace(problem.rhs, names, tuple(problem.parameters)), rhs, points)
-    except NotTraceableError as reason:
-        _warn(problem.name, str(reason))
-        return None
-    mine = np.empty(slopes.shape)
-    kernels.slopes_at(functions.slopes, *functions.plain_points(), mine)
-    if not np.allclose(mine, slopes.numpy(), rtol=1e-9, atol=1e-300, equal_nan=True):
-        _warn(problem.name, "the compiled function differs from the torch function")
-        return None
-    return functions
-
-
-def _points(rows: Rows, count: int = 8) -> Points:
-    """Random times, states and parameters around those of the first rows."""
-    generator = torch.Generator().manual_seed(0)
-    pick = torch.arange(count) % len(rows.start)
-
-    def near(value: Tensor) -> Tensor:
-        factor = torch.exp(0.3 * torch.randn(value.shape, generator=generator, dtype=torch.float64))
-        return torch.where(value == 0, 0.1 * factor, value * factor)
-
-    with torch.no_grad():
-        return (
-            near(rows.times[pick, 0].abs() + 0.1),
-            near(rows.start[pick]),
-            {k: near(v[pick]) for k, v in rows.parameters.items()},
-        )
-
-
-def _warn(name: str, reason: str) -> None:
-    warnings.warn(
-        f"the right-hand side of odeint {name!r} is not compiled: {reason}. The slower torch solver runs it.",
-        stacklevel=2,
-    )
-
-
-def _wide(parameters: Mapping[str, Tensor], count: int) -> Tensor:
-    if not parameters:
-        return torch.zeros(count, 0, dtype=torch.float64)
-    return torch.stack(list(parameters.values()), -1)
+        return rows.unflatten(tuple(problem.initial), *_solve(self, functions, rows))
 
 
 @dataclass(frozen=True)
@@ -241,17 +78,33 @@ class _Job:
     times: Array
     after_dose: Array
     target: Array
-    order: Tensor
+    order: Tensor | None
     wanted: tuple[tuple[int, int], ...]
 
+    def unsorted(self, states: Tensor) -> Tensor:
+        """Values (row, time, ...) of sorted times in the order in which they were asked for."""
+        if self.order is None:
+            return states
+        wide = self.order.reshape(*self.order.shape, *(1,) * (states.dim() - 2)).expand(states.shape)
+        return torch.empty_like(states).scatter_(1, wide, states)
 
-def _solve(solver: Compiled, functions: Functions, rows: Rows) -> tuple[Tensor, Tensor]:
-    """States (row, time, state) and status (row,)."""
-    times = rows.times.detach()
-    by_dose = torch.argsort(rows.after_dose.to(torch.int8), dim=1, stable=True)
-    order = by_dose.gather(1, torch.argsort(times.gather(1, by_dose), dim=1, stable=True))
-    edges = dose_edges(rows)
-    wide = _wide(rows.parameters, len(rows.start))
+    def sorted(self, states: Tensor) -> Tensor:
+        """The inverse of `unsorted`."""
+        if self.order is None:
+            return states
+        wide = self.order.reshape(*self.order.shape, *(1,) * (states.dim() - 2)).expand(states.shape)
+        return states.gather(1, wide)
+
+
+def _solve(solver: Compiled, functions: Functions, rows: Rows) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """States (row, time, state), status (row,), and time and state (row, state) at the end."""
+    times, after, order = rows.times.detach(), rows.after_dose, None
+    if bool(after.any()):  # behind those before the dose, at equal times
+        by_dose = torch.argsort(after.to(torch.int8), dim=1, stable=True)
+        order = by_dose.gather(1, torch.argsort(times.gather(1, by_dose), dim=1, stable=True))
+        times, after = times.gather(1, order), after.gather(1, order)
+    edges = edges_of(rows, functions.events)
+    wide = _wide(rows)
     wanted = []
     if torch.is_grad_enabled():
         if rows.start.requires_grad:
@@ -269,95 +122,122 @@ def _solve(solver: Compiled, functions: Functions, rows: Rows) -> tuple[Tensor, 
         solver,
         functions,
         rows.start_time,
-        np.ascontiguousarray(times.gather(1, order).numpy()),
-        np.ascontiguousarray(rows.after_dose.gather(1, order).numpy()),
+        np.ascontiguousarray(times.numpy()),
+        np.ascontiguousarray(after.numpy()),
         np.ascontiguousarray(edges.target.numpy()),
         order,
         tuple(wanted),
     )
     inputs = (rows.start, wide, edges.time, edges.jump, edges.rate)
-    states, status = _Solution.apply(job, *inputs)  # type: ignore[no-untyped-call]
-    return states, status
+    return _Solution.apply(job, *inputs)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def _wide(rows: Rows) -> Tensor:
+    if not rows.parameters:
+        return torch.zeros(len(rows.start), 0, dtype=torch.float64)
+    return torch.stack(list(rows.parameters.values()), -1)
 
 
 class _Solution(torch.autograd.Function):
     """The solve as one differentiable operation."""
 
     @staticmethod
-    def forward(ctx: Any, job: _Job, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, job: _Job, *inputs: Tensor) -> tuple[Tensor, ...]:
         ctx.job = job
         ctx.save_for_backward(*inputs)
-        sorted_states, status, _ = _integrate(job, [i.detach() for i in inputs], None)
-        wide = job.order[..., None].expand(*job.order.shape, sorted_states.shape[-1])
-        states = torch.empty_like(sorted_states).scatter_(1, wide, sorted_states)
-        ctx.mark_non_differentiable(status)
-        return states, status
+        answer = _integrate(job, inputs, None)
+        ctx.stored = answer.sensitivities
+        others = [torch.from_numpy(v) for v in (answer.status, answer.reached, answer.ended)]
+        ctx.mark_non_differentiable(*others)
+        return job.unsorted(torch.from_numpy(answer.states)), *others
 
     @staticmethod
-    def backward(ctx: Any, outer: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, outer: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():
             raise OdeError(
                 "a second derivative through the compiled solver was asked for (create_graph=True); take "
                 "differences of the gradient, or solve with answering(Eager())"
             )
-        inputs = ctx.saved_tensors
-        job: _Job = ctx.job
-        wide = job.order[..., None].expand(*job.order.shape, outer.shape[-1])
-        _, _, collected = _integrate(job, [i.detach() for i in inputs], outer.gather(1, wide))
+        inputs, job = ctx.saved_tensors, ctx.job
+        weights = job.sorted(outer)
+        if ctx.stored is not None:
+            part = weights[:, :, None] * torch.from_numpy(ctx.stored)
+            collected = torch.where(weights[:, :, None] == 0, 0.0, part).sum((1, 3))
+        else:
+            collected = torch.from_numpy(_integrate(job, inputs, weights).gradient)
         slopes = [torch.zeros_like(i) for i in inputs]
         for column, (kind, k) in enumerate(job.wanted):
             slopes[kind][:, k] = collected[:, column]
         return (None, *slopes)
 
 
-def _integrate(job: _Job, inputs: list[Tensor], weights: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Sorted states, status and, where `weights` are given, the weighted sums of sensitivities."""
-    begin, parameters, edge_time, edge_jump, edge_rate = (np.ascontiguousarray(i.numpy()) for i in inputs)
+@dataclass(frozen=True)
+class _Answer:
+    """What the kernel wrote, on sorted times; sensitivities (row, time, column, state) or None."""
+
+    states: Array
+    status: Array
+    reached: Array
+    ended: Array
+    sensitivities: Array | None
+    gradient: Array
+
+
+def _integrate(job: _Job, inputs: tuple[Tensor, ...], weights: Tensor | None) -> _Answer:
+    """Solve, and store sensitivities if they are wanted and few, or sum them by `weights`."""
+    begin, parameters, edge_time, edge_jump, edge_rate = (
+        np.ascontiguousarray(i.detach().numpy()) for i in inputs
+    )
     count, looks, size = len(begin), job.times.shape[1], begin.shape[1]
-    wanted = job.wanted if weights is not None else ()
+    columns = len(job.wanted)
+    storing = weights is None and 0 < columns * count * looks * size <= STORED
+    wanted = job.wanted if storing or weights is not None else ()
+    answer = _Answer(
+        states=np.empty((count, looks, size)),
+        status=np.zeros(count, dtype=np.int64),
+        reached=np.full(count, job.start),
+        ended=np.array(begin),
+        sensitivities=np.empty((count, looks, columns, size)) if storing else None,
+        gradient=np.zeros((count, columns)),
+    )
+    stored = np.empty((0, 0, 0, 0)) if answer.sensitivities is None else answer.sensitivities
+    given = np.empty((0, 0, 0)) if weights is None else np.ascontiguousarray(weights.numpy())
     kinds = np.array([w[0] for w in wanted], dtype=np.int64)
     index = np.array([w[1] for w in wanted], dtype=np.int64)
-    atol = np.full(1 + len(wanted), job.solver.atol)
-    states = np.empty((count, looks, size))
-    status, steps = np.zeros(count, dtype=np.int64), np.zeros(count, dtype=np.int64)
-    gradient = np.zeros((count, len(wanted)))
-    given = np.empty((0, 0, 0)) if weights is None else np.ascontiguousarray(weights.numpy())
-    arguments = (
-        job.functions.slopes,
-        job.functions.jacobians if wanted else _nothing(),
-        job.start,
-        begin,
-        parameters,
-        job.times,
-        job.after_dose,
-        edge_time,
-        job.target,
-        edge_jump,
-        edge_rate,
-        job.solver.rtol,
-        job.solver.max_steps,
-        kinds,
-        index,
-        atol,
-        states,
-        given,
-        gradient,
-        status,
-        steps,
-    )
-    _spread(lambda first, last: kernels.explicit(*arguments, first, last), count)
-    return torch.as_tensor(states), torch.as_tensor(status), torch.as_tensor(gradient)
+    steps = np.zeros(count, dtype=np.int64)
+    left = np.arange(count)
+    solver, methods = job.solver, job.solver.methods
+    for k, method in enumerate(methods):
+        patient = np.inf if k + 1 == len(methods) else PATIENCE
+        head = job.functions.code(method, bool(wanted))
+        middle = (job.start, begin, parameters, job.times, job.after_dose, edge_time, job.target)
+        arguments = (
+            *head,
+            *middle,
+            *(edge_jump, edge_rate, job.functions.events, solver.rtol, solver.atol, solver.max_steps),
+            *(patient, PATIENCE_PER_EDGE, kinds, index, answer.states, stored, given, answer.gradient),
+            *(answer.status, steps, answer.reached, answer.ended),
+        )
+        _spread(lambda rows, arguments=arguments: kernels.drive(*arguments, rows), left)  # type: ignore[misc]
+        left = np.flatnonzero(np.isin(answer.status, _AGAIN))
+        if not left.size:
+            break
+    return answer
 
 
-def _spread(work: Callable[[int, int], None], count: int) -> None:
-    """Run `work(first, last)` over all rows, in chunks over as many threads as torch uses."""
+# a row goes to the next method where its remaining steps at the edge of stability would be more than these
+PATIENCE, PATIENCE_PER_EDGE = 150.0, 10.0
+_AGAIN = (kernels.STIFF_ROW, kernels.TOO_MANY_STEPS, kernels.STALLED)
+
+
+def _spread(work: Callable[[Array], None], rows: Array) -> None:
+    """Run `work` on all rows, in chunks over as many threads as torch uses."""
     threads = min(torch.get_num_threads(), os.cpu_count() or 1)
-    if threads == 1 or count <= CHUNK:
-        work(0, count)
+    if threads == 1 or rows.size <= CHUNK:
+        work(rows)
         return
-    width = max(CHUNK, -(-count // (8 * threads)))
-    cuts = range(0, count, width)
-    for done in _pool(threads).map(lambda a: work(a, min(a + width, count)), cuts):
+    width = max(CHUNK, -(-rows.size // (8 * threads)))
+    for done in _pool(threads).map(work, [rows[a : a + width] for a in range(0, rows.size, width)]):
         assert done is None
 
 

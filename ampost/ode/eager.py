@@ -1,54 +1,22 @@
 """A batched explicit solver in plain torch: any device, any torch operation, exact gradients.
 
-Tsitouras' 5(4) pair with its own fourth-order interpolant (Ch. Tsitouras, Computers & Mathematics
-with Applications 62 (2011) 770-775). Each row has its own step size and error control; finished
-rows leave the batch; integration stops and restarts exactly at the edges of doses.
+Tsitouras' pair, as in `methods`. Each row has its own step size and error control; finished rows leave
+the batch; integration stops and restarts exactly at doses, events and breakpoints of inputs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 
 import torch
 from torch import Tensor
 
 from ampost.errors import OdeError
-from ampost.ode.problem import OdeProblem, Rows, Status, Trajectory, check, dose_edges, flatten
-
-_C = (0.0, 0.161, 0.327, 0.9, 0.9800255409045097, 1.0, 1.0)
-_A = (
-    (),
-    (0.161,),
-    (-0.008480655492356989, 0.335480655492357),
-    (2.8971530571054935, -6.359448489975075, 4.3622954328695815),
-    (5.325864828439257, -11.748883564062828, 7.4955393428898365, -0.09249506636175525),
-    (
-        5.86145544294642,
-        -12.92096931784711,
-        8.159367898576159,
-        -0.071584973281401,
-        -0.028269050394068383,
-    ),
-    (
-        0.09646076681806523,
-        0.01,
-        0.4798896504144996,
-        1.379008574103742,
-        -3.290069515436081,
-        2.324710524099774,
-    ),
-)
-_ERROR = (
-    -0.00178001105222577714,
-    -0.0008164344596567469,
-    0.007880878010261995,
-    -0.1447110071732629,
-    0.5823571654525552,
-    -0.45808210592918697,
-    0.015151515151515152,
-)
-
+from ampost.ode.methods import TSITOURAS_A, TSITOURAS_C, TSITOURAS_ERROR, tsitouras_weights
+from ampost.ode.problem import OdeProblem, Rows, Status, Trajectory, check, edges_of, flatten
+from ampost.ode.trace import after
 
 @dataclass(frozen=True)
 class Eager:
@@ -72,13 +40,19 @@ class Eager:
         check(problem)
         rows = flatten(problem)
         names = tuple(problem.initial)
-        states, status = _integrate(rows, self)
-        return rows.unflatten(names, states, status)
+        run = _Run(problem, rows, self)
+        front = run.begin()
+        while front.row.numel():
+            front = run.advance(front)
+        return rows.unflatten(names, run.states(), run.status, run.reached, run.ended)
 
 
 @dataclass(frozen=True)
 class _Front:
-    """Where the unfinished rows stand; `slope` is the derivative at (time, state)."""
+    """Where the unfinished rows stand; `slope` is the derivative at (time, state).
+
+    `signals` (row, input, 3) holds each input's value at its last breakpoint, its slope, and when that was.
+    """
 
     row: Tensor
     time: Tensor
@@ -86,6 +60,7 @@ class _Front:
     slope: Tensor
     step: Tensor
     infusion: Tensor
+    signals: Tensor
     edge: Tensor
     steps: Tensor
 
@@ -93,24 +68,16 @@ class _Front:
         return _Front(*(getattr(self, name)[index] for name in self.__dataclass_fields__))
 
 
-def _integrate(rows: Rows, solver: Eager) -> tuple[Tensor, Tensor]:
-    """States (row, time, state), NaN where a row failed, and the status of each row."""
-    run = _Run(rows, solver)
-    front = run.begin()
-    while front.row.numel():
-        front = run.advance(front)
-    return run.states(), run.status
-
-
 class _Run:
     """One integration: the problem, what has been emitted so far, and the statuses."""
 
-    def __init__(self, rows: Rows, solver: Eager) -> None:
+    def __init__(self, problem: OdeProblem, rows: Rows, solver: Eager) -> None:
+        self.names, self.events = tuple(problem.initial), tuple(problem.events.values())
         self.rows, self.solver = rows, solver
-        self.edges = dose_edges(rows)
-        onto = torch.nn.functional.one_hot(self.edges.target, rows.start.shape[1]).to(rows.start)
-        self.jumps, self.rates = self.edges.jump[..., None] * onto, self.edges.rate[..., None] * onto
+        self.edges = edges_of(rows, len(self.events))
         count = rows.times.shape[0]
+        self.reached = torch.full_like(rows.times[:, 0], rows.start_time)
+        self.ended = rows.start.detach().clone()
         self.status = torch.zeros(count, dtype=torch.long, device=rows.times.device)
         self.pending = torch.ones_like(rows.after_dose)
         self.everyone = torch.arange(count, device=rows.times.device)
@@ -120,18 +87,20 @@ class _Run:
         inputs = (rows.start, *rows.parameters.values(), rows.dose_time, rows.dose_amount)
         self.differentiable = torch.is_grad_enabled() and any(t.requires_grad for t in inputs)
 
-    def slopes(self, time: Tensor, state: Tensor, row: Tensor, infusion: Tensor) -> Tensor:
-        return self._slopes(time, state, self.given(row), infusion)
+    def slopes(self, front: _Front, time: Tensor, state: Tensor) -> Tensor:
+        """The right-hand side for the rows of `front`, inputs and infusions included."""
+        given = dict(self.given(front.row))
+        for k, name in enumerate(self.rows.inputs):
+            value, slope, since = front.signals[:, k].unbind(-1)
+            given[name] = value + slope * (time - since)
+        answer = self.rows.rhs(time, state, given)
+        return answer + front.infusion if self.edges.time.shape[1] else answer
 
     def given(self, row: Tensor) -> Mapping[str, Tensor]:
         """The parameters of `row`s, which rejected steps bring out of order."""
         if torch.equal(row, self.everyone):
             return self.rows.parameters
         return {k: v[row] for k, v in self.rows.parameters.items()}
-
-    def _slopes(self, time: Tensor, state: Tensor, given: Mapping[str, Tensor], infusion: Tensor) -> Tensor:
-        value = self.rows.rhs(time, state, given)
-        return value + infusion if self.edges.time.shape[1] else value
 
     def states(self) -> Tensor:
         count, times = self.rows.times.shape
@@ -154,13 +123,14 @@ class _Run:
             slope=torch.zeros_like(rows.start),
             step=torch.zeros_like(time),
             infusion=infusion,
+            signals=time.new_zeros(len(time), len(rows.inputs), 3),
             edge=torch.zeros_like(everyone),
             steps=torch.zeros_like(everyone),
         )
         self.emit_at(front, before=True)
         front = self.cross_edges(front)
         self.emit_at(front, before=False)
-        slope = self.slopes(front.time, front.state, front.row, front.infusion)
+        slope = self.slopes(front, front.time, front.state)
         front = replace(front, slope=slope, step=self.first_step(front, slope))
         broken = ~torch.isfinite(slope.detach()).all(1) | ~torch.isfinite(front.state.detach()).all(1)
         self.status[front.row[broken]] = int(Status.NOT_FINITE)
@@ -201,21 +171,36 @@ class _Run:
             self.out_value.append(value)
 
     def cross_edges(self, front: _Front) -> _Front:
-        """Apply every jump due at the present time; `edge` moves past it."""
-        width = self.edges.time.shape[1]
-        if not width:
-            return front
-        order = torch.arange(width, device=front.row.device)
-        now = self.edges.time.detach()[front.row] <= front.time.detach()[:, None]
-        due = (now & (order >= front.edge[:, None]))[..., None]
-        jump = torch.where(due, self.jumps[front.row], 0.0).sum(1)
-        rate = torch.where(due, self.rates[front.row], 0.0).sum(1)
-        return replace(
-            front,
-            state=front.state + jump,
-            infusion=front.infusion + rate,
-            edge=front.edge + due[..., 0].sum(1),
+        """Cross every edge due at the present time, one after the other; `edge` moves past them."""
+        while True:
+            at = (self.next_edge(front).detach() <= front.time.detach()).nonzero()[:, 0]
+            if not at.numel():
+                return front
+            front = _put(front, at, self.cross_one(front.rows(at)))
+
+    def cross_one(self, front: _Front) -> _Front:
+        """Cross the next edge of every row of `front`."""
+        row, edge, size = front.row, front.edge, front.state.shape[1]
+        target, jump, rate, when = (
+            getattr(self.edges, k)[row, edge] for k in ("target", "jump", "rate", "time")
         )
+        onto = torch.nn.functional.one_hot(target.clamp(max=size), size + 1)[:, :size].to(front.state)
+        state = front.state + jump[:, None] * onto
+        signals = front.signals
+        for k, event in enumerate(self.events):
+            mine = (target == size + k).nonzero()[:, 0]
+            if mine.numel():
+                y = SimpleNamespace(**dict(zip(self.names, state[mine].unbind(-1), strict=True)))
+                answer = event(y, SimpleNamespace(**self.given(row[mine])), jump[mine])
+                new = [v.expand(mine.shape) for v in after(answer, y, self.names).values()]
+                state = state.index_put((mine,), torch.stack(new, -1))
+        for k in range(len(self.rows.inputs)):
+            mine = (target == size + len(self.events) + k).nonzero()[:, 0]
+            since = torch.where(torch.isfinite(when[mine]), when[mine], front.time[mine])
+            put = mine, torch.full_like(mine, k)
+            signals = signals.index_put(put, torch.stack([jump[mine], rate[mine], since], -1))
+        infusion = front.infusion + rate[:, None] * onto
+        return replace(front, state=state, infusion=infusion, signals=signals, edge=edge + 1)
 
     def advance(self, front: _Front) -> _Front:
         """One trial step of every unfinished row."""
@@ -225,10 +210,11 @@ class _Run:
             clipped = front.step >= room * (1 - 1e-9)
             trial = torch.where(clipped, room, front.step)
             stages, state = self.stages(front, trial)
-            wrong = trial[:, None] * sum(e * k for e, k in zip(_ERROR, stages, strict=True))
+            wrong = trial[:, None] * sum(e * k for e, k in zip(TSITOURAS_ERROR, stages, strict=True))
             scale = self.solver.atol + self.solver.rtol * torch.maximum(front.state.abs(), state.abs())
             error = (wrong / scale).square().mean(1).sqrt()
-            error = torch.where(torch.isfinite(error), error, torch.inf)
+            known = torch.isfinite(error)
+            error = torch.where(known, error, torch.inf)
             good = error <= 1.0
             factor = (0.9 * error.clamp(min=1e-10) ** -0.2).clamp(0.2, 5.0)
             step = trial * torch.where(good, factor, factor.clamp(max=1.0))
@@ -246,20 +232,19 @@ class _Run:
         arrived = replace(moved, time=end, state=state, slope=stages[-1])
         self.emit_between(moved, arrived, span, stages)
         arrived = self.jump(arrived)
-        return self.survivors(front, arrived, good)
+        return self.survivors(front, arrived, good, known)
 
     def stages(self, front: _Front, step: Tensor) -> tuple[list[Tensor], Tensor]:
         """The seven slopes of a step and the state at its end."""
-        given = self.given(front.row)
         wide = step[:, None]
         slopes = [front.slope]
         state = front.state
-        for c, weights in zip(_C[1:], _A[1:], strict=True):
+        for c, weights in zip(TSITOURAS_C[1:], TSITOURAS_A[1:], strict=True):
             total = weights[0] * slopes[0]
             for a, k in zip(weights[1:], slopes[1:], strict=True):
                 total = total.add(k, alpha=a)
             state = front.state + wide * total
-            slopes.append(self._slopes(front.time + c * step, state, given, front.infusion))
+            slopes.append(self.slopes(front, front.time + c * step, state))
         return slopes, state
 
     def emit_between(self, old: _Front, new: _Front, step: Tensor, stages: list[Tensor]) -> None:
@@ -275,7 +260,7 @@ class _Run:
             return
         theta = ((times[i, j] - old.time[i]) / step[i]).clamp(0.0, 1.0)[:, None]
         total = torch.zeros_like(old.state[i])
-        for weight, slope in zip(_interpolant(theta), stages, strict=True):
+        for weight, slope in zip(tsitouras_weights(theta), stages, strict=True):
             total = total + weight * slope[i]
         self._emit(old.row[i], j, old.state[i] + step[i][:, None] * total)
 
@@ -288,16 +273,11 @@ class _Run:
             return front
         crossed = self.cross_edges(front.rows(at))
         self.emit_at(crossed, before=False)
-        slope = self.slopes(crossed.time, crossed.state, crossed.row, crossed.infusion)
+        slope = self.slopes(crossed, crossed.time, crossed.state)
         crossed = replace(crossed, slope=slope, step=self.first_step(crossed, slope))
-        return _Front(
-            *(
-                getattr(front, name).index_put((at,), getattr(crossed, name))
-                for name in front.__dataclass_fields__
-            )
-        )
+        return _put(front, at, crossed)
 
-    def survivors(self, front: _Front, arrived: _Front, good: Tensor) -> _Front:
+    def survivors(self, front: _Front, arrived: _Front, good: Tensor, known: Tensor) -> _Front:
         """The rows that go on: accepted ones from where they arrived, rejected ones from before."""
         with torch.no_grad():
             spent = front.steps >= self.solver.max_steps
@@ -305,25 +285,28 @@ class _Run:
             stuck = tiny & ~good
             finished = torch.zeros_like(good)
             finished[good] = arrived.time >= self.last[arrived.row]
-            self.status[front.row[stuck]] = int(Status.NOT_FINITE)
-            self.status[front.row[spent & ~finished & ~stuck]] = int(Status.TOO_MANY_STEPS)
             going = ~(spent | stuck | finished)
+            self.reached[front.row[finished]] = self.last[front.row[finished]]
+            failed = ~going & ~finished
+            self.fail(front.rows(failed.nonzero()[:, 0]), stuck[failed], known[failed])
         if bool(good.all()):
             return arrived if bool(going.all()) else arrived.rows(going.nonzero()[:, 0])
         stay = front.rows((going & ~good).nonzero()[:, 0])
         move = arrived.rows(going[good].nonzero()[:, 0])
         return _Front(*(torch.cat([getattr(move, n), getattr(stay, n)]) for n in front.__dataclass_fields__))
 
+    def fail(self, front: _Front, stuck: Tensor, known: Tensor) -> None:
+        """Write down why the rows of `front` end here; `known` where the last trial was finite."""
+        size = front.state.abs().amax(1)
+        grown = size > 1e8 * self.rows.start.detach()[front.row].abs().amax(1).clamp(min=1.0)
+        small = torch.where(known, int(Status.STALLED), int(Status.NOT_FINITE))
+        status = torch.where(stuck, small, int(Status.TOO_MANY_STEPS))
+        self.status[front.row] = torch.where(grown, int(Status.EXPLODED), status)
+        self.reached[front.row], self.ended[front.row] = front.time.detach(), front.state.detach()
 
-def _interpolant(x: Tensor) -> tuple[Tensor, ...]:
-    """Weights of the seven slopes at fraction `x` of a step."""
-    x2 = x * x
-    return (
-        -1.0530884977290216 * x * (x - 1.3299890189751412) * (x2 - 1.4364028541716351 * x + 0.7139816917074209),
-        0.1017 * x2 * (x2 - 2.1966568338249754 * x + 1.2949852507374631),
-        2.490627285651252793 * x2 * (x2 - 2.38535645472061657 * x + 1.57803468208092486),
-        -16.54810288924490272 * (x - 1.21712927295533244) * (x - 0.61620406037800089) * x2,
-        47.37952196281928122 * (x - 1.203071208372362603) * (x - 0.658047292653547382) * x2,
-        -34.87065786149660974 * (x - 1.2) * (x - 2.0 / 3.0) * x2,
-        2.5 * (x - 1.0) * (x - 0.6) * x2,
+
+def _put(front: _Front, at: Tensor, part: _Front) -> _Front:
+    """`front` with its rows `at` replaced."""
+    return _Front(
+        *(getattr(front, n).index_put((at,), getattr(part, n)) for n in front.__dataclass_fields__)
     )

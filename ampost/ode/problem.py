@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import linecache
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
-from types import SimpleNamespace
+from types import SimpleNamespace, TracebackType
 from typing import Any, Protocol
 
 import torch
@@ -13,10 +14,11 @@ from torch import Tensor
 
 from ampost.axes import RowMask, RowStart, RowStates, RowStatus, RowTimes, Series, States
 from ampost.errors import OdeError
-from ampost.experiments import Doses, Experiments
+from ampost.experiments import Doses, Experiments, Input
 
 RightHandSide = Callable[[Any, Any, Any], Mapping[str, Any]]
-RESERVED = ("times", "states", "status", "final", "names", "slopes")
+Event = Callable[[Any, Any, Any], Any]
+RESERVED = ("times", "states", "status", "final", "names", "slopes", "reached", "ended")
 
 
 class Status(IntEnum):
@@ -25,6 +27,8 @@ class Status(IntEnum):
     OK = 0
     TOO_MANY_STEPS = 1
     NOT_FINITE = 2
+    EXPLODED = 3
+    STALLED = 4
 
     @property
     def remedy(self) -> str:
@@ -33,11 +37,20 @@ class Status(IntEnum):
             Status.OK: "Solved.",
             Status.TOO_MANY_STEPS: (
                 "The step budget ran out: the system is stiff or fast at these parameters; raise "
-                "max_steps, narrow the prior or use a stiff solver."
+                "max_steps, narrow the prior or let the stiff method have it (Compiled())."
             ),
             Status.NOT_FINITE: (
-                "A state or rate became infinite or NaN: the solution explodes or leaves its "
-                "domain; narrow the prior or guard the right-hand side."
+                "A rate became infinite or NaN: the solution leaves the domain of the right-hand side "
+                "(the root or logarithm of a negative state, say); narrow the prior or guard the "
+                "right-hand side by clamp."
+            ),
+            Status.EXPLODED: (
+                "The solution grows without bound within the times looked at; narrow the prior, or add "
+                "what limits the growth."
+            ),
+            Status.STALLED: (
+                "The steps became too small to go on: a kink, a jump or a singular point of the right-hand "
+                "side; smooth it, or make it a dose, an event or a breakpoint of an input."
             ),
         }[self]
 
@@ -46,7 +59,8 @@ class Status(IntEnum):
 class OdeProblem:
     """One call of `odeint`: a right-hand side of scalars, a start, parameters, where and when.
 
-    Start and parameters broadcast to `(..., experiment, 1)`; their last axis is 1 or absent.
+    Start and parameters broadcast to `(..., experiment, 1)`; their last axis is 1 or absent. `inputs`
+    are parameters that are functions of time; a dose into an event calls `event(y, p, amount)`.
     """
 
     name: str
@@ -55,19 +69,25 @@ class OdeProblem:
     parameters: Mapping[str, Tensor]
     experiments: Experiments
     doses: Doses
+    inputs: Mapping[str, Input] = field(default_factory=dict)
+    events: Mapping[str, Event] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Trajectory:
     """States at the experiments' times, `(..., experiment, time, state)`; `y.S` is one of them.
 
-    `status` (..., experiment) holds a `Status` per row. A failed row is NaN from the failure on.
+    `status` (..., experiment) holds a `Status` per row. A failed row is NaN from the failure on; it
+    failed at the time `reached` (..., experiment), in the state `ended` (..., experiment, state).
+    Stored or learned trajectories have neither.
     """
 
     times: Series
     states: States
     status: Tensor
     names: tuple[str, ...]
+    reached: Tensor | None = None
+    ended: Tensor | None = None
 
     def __getattr__(self, name: str) -> Tensor:
         names = object.__getattribute__(self, "names")
@@ -91,7 +111,7 @@ class Solver(Protocol):
 class Rows:
     """A problem with its leading axes flattened: one row per trajectory.
 
-    `dose_target` indexes states; a dose with duration > 0 is an infusion.
+    `dose_target` indexes states, then events; a dose with duration > 0 is an infusion.
     """
 
     rhs: Callable[[Tensor, Tensor, Mapping[str, Tensor]], Tensor]
@@ -105,22 +125,28 @@ class Rows:
     dose_duration: Tensor
     dose_target: Tensor
     dose_mask: Tensor
+    inputs: Mapping[str, Input]
     batch: tuple[int, ...]
 
-    def unflatten(self, names: tuple[str, ...], states: RowStates, status: RowStatus) -> Trajectory:
+    def unflatten(
+        self, names: tuple[str, ...], states: RowStates, status: RowStatus, reached: Tensor, ended: Tensor
+    ) -> Trajectory:
         """The rows' states back on `(..., experiment, time, state)`."""
         return Trajectory(
             times=self.times.reshape(*self.batch, -1),
             states=states.reshape(*self.batch, *states.shape[1:]),
             status=status.reshape(self.batch),
             names=names,
+            reached=reached.reshape(self.batch),
+            ended=ended.reshape(*self.batch, -1),
         )
 
 
 def check(problem: OdeProblem) -> None:
     """Refuse an ill-posed problem, by the name of what is wrong."""
+    where = f"odeint {problem.name!r}"
     if not problem.initial:
-        raise OdeError(f"odeint {problem.name!r} has no initial state; give one value per state")
+        raise OdeError(f"{where} has no initial state; give one value per state")
     for name in problem.initial:
         if name in RESERVED or name.startswith("_"):
             raise OdeError(f"a state cannot be named {name!r}: it would hide an attribute; rename it")
@@ -128,16 +154,78 @@ def check(problem: OdeProblem) -> None:
         for name, value in values.items():
             if value.dim() and value.shape[-1] != 1:
                 raise OdeError(
-                    f"{kind} {name!r} of odeint {problem.name!r} has shape {tuple(value.shape)}, "
+                    f"{kind} {name!r} of {where} has shape {tuple(value.shape)}, "
                     f"expected (..., experiment, 1); use `with experiments.plate():` for a value "
                     f"per experiment, give your own plates dim=-3 or further left, and index a "
                     f"vector parameter as k[..., 0]"
                 )
-    unknown = [t for t in problem.doses.targets if t not in problem.initial]
-    if unknown and problem.doses.any:
+    both = [name for name in problem.events if name in problem.initial]
+    if both:
+        raise OdeError(f"{both[0]!r} is a state and an event of {where}; rename the event")
+    for name, signal in problem.inputs.items():
+        if signal.value.requires_grad or signal.time.requires_grad:
+            raise OdeError(
+                f"the input {name!r} of {where} is asked for a gradient, which inputs do not have; multiply "
+                f"it by a parameter inside the right-hand side"
+            )
+        if not bool(signal.mask.any(-1).all()):
+            raise OdeError(
+                f"the input {name!r} of {where} has no breakpoint in some experiment; give every experiment "
+                f"at least one row of that input"
+            )
+    _check_times(problem, where)
+    if problem.doses.time.shape[-1]:
+        _check_doses(problem, where)
+
+
+def _check_times(problem: OdeProblem, where: str) -> None:
+    times, start = problem.experiments.times.detach(), problem.experiments.start
+    if not times.numel():
+        return
+    if not bool(((times - times) == 0).all()):
+        raise OdeError(f"{where} is to be looked at at a time that is not finite; give finite times")
+    if bool((times[..., 1:] < times[..., :-1]).any()):
+        back = (times[..., 1:] < times[..., :-1]).nonzero()[0].tolist()
+        one, two = (float(times[(*back[:-1], back[-1] + k)]) for k in (0, 1))
         raise OdeError(
-            f"doses go into {unknown[0]!r}, which is no state of odeint {problem.name!r}; its "
-            f"states are {', '.join(problem.initial)} (events are not supported yet)"
+            f"the times of {where} go back from {one:g} to {two:g}; sort them (a repeated time is fine)"
+        )
+    if bool((times[..., 0] < start).any()):
+        raise OdeError(
+            f"{where} is to be looked at at time {float(times[..., 0].min()):g}, before the start at {start:g}; "
+            f"set `start` of the experiments earlier, or leave that time out"
+        )
+
+
+def _check_doses(problem: OdeProblem, where: str) -> None:
+    doses, start = problem.doses, problem.experiments.start
+    unknown = [t for t in doses.targets if t not in problem.initial and t not in problem.events]
+    if unknown and doses.any:
+        raise OdeError(
+            f"doses go into {unknown[0]!r}, which is no state of {where}; its states are "
+            f"{', '.join(problem.initial)}, its events {', '.join(problem.events) or 'none'}"
+        )
+    duration, time = doses.duration.detach(), doses.time.detach()
+    bad = doses.mask & ~((duration >= 0) & (duration < torch.inf))
+    if bool(bad.any()):
+        raise OdeError(
+            f"a dose of {where} has the duration {float(duration.expand(bad.shape)[bad][0]):g}, expected 0 (at "
+            f"once) or a positive time"
+        )
+    shape = torch.broadcast_shapes(time.shape, doses.mask.shape)
+    latest = torch.where(doses.mask, time, torch.inf).expand(shape).reshape(-1, shape[-1]).max(0).values
+    if bool((latest < start).any()):
+        raise OdeError(
+            f"a dose of {where} is given at {float(latest.min()):g}, before the start at {start:g}; set `start` "
+            f"of the experiments earlier"
+        )
+    infused = doses.mask & (duration > 0)
+    aimed = {doses.targets[int(k)] for k in doses.target[infused.expand(doses.target.shape)].unique()}
+    events = sorted(aimed & set(problem.events))
+    if events:
+        raise OdeError(
+            f"a dose into the event {events[0]!r} of {where} has a duration; an event happens at once: set the "
+            f"duration to 0, or aim the infusion at a state"
         )
 
 
@@ -151,6 +239,7 @@ def flatten(problem: OdeProblem) -> Rows:
         doses.amount.shape[:-1],
         *(v.shape[:-1] for v in problem.initial.values() if v.dim()),
         *(v.shape[:-1] for v in problem.parameters.values() if v.dim()),
+        *(v.time.shape[:-1] for v in problem.inputs.values()),
     )
 
     def scalar(value: Tensor) -> Tensor:
@@ -161,8 +250,9 @@ def flatten(problem: OdeProblem) -> Rows:
         return value.expand(*shape, value.shape[-1]).flatten(0, len(shape) - 1)
 
     names = tuple(problem.initial)
-    index = [names.index(t) if t in names else 0 for t in doses.targets]
-    target = torch.tensor(index)[doses.target] if index else doses.target
+    targets = (*names, *problem.events)
+    index = [targets.index(t) if t in targets else 0 for t in doses.targets]
+    target = torch.tensor(index, device=times.device)[doses.target] if index else doses.target
     return Rows(
         rhs=stacked(problem, names),
         start_time=problem.experiments.start,
@@ -175,13 +265,24 @@ def flatten(problem: OdeProblem) -> Rows:
         dose_duration=wide(doses.duration),
         dose_target=wide(target),
         dose_mask=wide(doses.mask),
+        inputs={n: _sorted(wide(v.time), wide(v.value), wide(v.mask), v.linear) for n, v in problem.inputs.items()},
         batch=tuple(shape),
     )
 
 
+def _sorted(time: Tensor, value: Tensor, mask: Tensor, linear: bool) -> Input:
+    time = torch.where(mask, time, torch.inf)
+    order = torch.argsort(time, dim=1, stable=True)
+    return Input(time.gather(1, order), value.gather(1, order), mask.gather(1, order), linear)
+
+
 @dataclass(frozen=True)
 class Edges:
-    """Sorted times per row (row, edge) at which `target` jumps by `jump` and its inflow by `rate`."""
+    """Sorted times per row (row, edge) where the integration stops and begins again.
+
+    `target` is a state (which jumps by `jump` while its inflow changes by `rate`), then an event (of
+    amount `jump`), then an input (which becomes `jump` and changes at `rate` from then on).
+    """
 
     time: Tensor
     target: Tensor
@@ -189,8 +290,8 @@ class Edges:
     rate: Tensor
 
 
-def dose_edges(rows: Rows) -> Edges:
-    """Boluses jump the state; an infusion raises the inflow at its start and lowers it at its end."""
+def edges_of(rows: Rows, events: int) -> Edges:
+    """Doses, ends of infusions and breakpoints of inputs, in order; doses first where they coincide."""
     infused = rows.dose_duration > 0
     amount = torch.where(rows.dose_mask, rows.dose_amount, 0.0)
     jump = torch.where(infused, 0.0, amount)
@@ -201,8 +302,28 @@ def dose_edges(rows: Rows) -> Edges:
         end = torch.where(infused & rows.dose_mask, rows.dose_time + rows.dose_duration, torch.inf)
         time, target = torch.cat([time, end], 1), torch.cat([target, target], 1)
         jump, rate = torch.cat([jump, torch.zeros_like(jump)], 1), torch.cat([rate, -rate], 1)
+    for k, signal in enumerate(rows.inputs.values()):
+        moments, value, slope = _segments(signal)
+        code = torch.full_like(moments, rows.start.shape[1] + events + k, dtype=torch.long)
+        time, target = torch.cat([time, moments], 1), torch.cat([target, code], 1)
+        jump, rate = torch.cat([jump, value], 1), torch.cat([rate, slope], 1)
     time, order = torch.sort(time, dim=1, stable=True)
     return Edges(time, *(value.gather(1, order) for value in (target, jump, rate)))
+
+
+def _segments(signal: Input) -> tuple[Tensor, Tensor, Tensor]:
+    """When an input changes, to what value and slope; before its first breakpoint it has that value."""
+    first = torch.full_like(signal.time[:, :1], -torch.inf)
+    slope = torch.zeros_like(signal.value)
+    if signal.linear:
+        both = signal.mask[:, 1:] & signal.mask[:, :-1]
+        run = torch.where(both, signal.time.diff(dim=1), 1.0)
+        # a repeated time is a jump: the later value holds
+        rise = torch.where(both & (run > 0), signal.value.diff(dim=1) / torch.where(run > 0, run, 1.0), 0.0)
+        slope[:, :-1] = rise
+    time = torch.cat([first, signal.time], 1)
+    value = torch.cat([signal.value[:, :1], torch.where(signal.mask, signal.value, 0.0)], 1)
+    return time, value, torch.cat([torch.zeros_like(first), slope], 1)
 
 
 def stacked(
@@ -250,13 +371,38 @@ def _answer(problem: OdeProblem, t: Tensor, y: SimpleNamespace, p: SimpleNamespa
             raise
         raise OdeError(
             f"the right-hand side of odeint {problem.name!r} reads {asked} {error.name!r}; the states are "
-            f"{', '.join(problem.initial)}, the parameters {', '.join(problem.parameters) or 'none'}: "
+            f"{', '.join(problem.initial)}, the parameters "
+            f"{', '.join([*problem.parameters, *problem.inputs]) or 'none'}: "
             f"correct the name or hand it to odeint"
         ) from error
-    except RuntimeError as error:
-        if "Boolean value of Tensor" not in str(error):
-            raise
-        raise OdeError(
-            f"the right-hand side of odeint {problem.name!r} branches on a value (if, min, max, and, or), "
-            f"which differs between trajectories; use torch.where, torch.minimum or torch.maximum"
-        ) from error
+    except (RuntimeError, TypeError, ValueError) as error:
+        for sign, what, remedy in _MISTAKES:
+            if sign in str(error):
+                raise OdeError(
+                    f"the right-hand side of odeint {problem.name!r} {what}, which differs between "
+                    f"trajectories; use {remedy}{line_of(error.__traceback__)}"
+                ) from error
+        raise
+
+
+_BRANCH = "branches on a value (if, min, max, and, or)", "torch.where, torch.minimum or torch.maximum"
+_PLAIN = "turns a value into a Python number (float, .item(), math)", "the torch function of that name"
+_MISTAKES = (  # what torch says, what was done, what to do instead
+    ("Boolean value of Tensor", *_BRANCH),
+    ("converted to Scalar", *_PLAIN),
+    ("converted to Python scalars", *_PLAIN),
+    ("must be real number, not Tensor", *_PLAIN),
+    ("numpy", "calls numpy on a value", "the torch function of that name"),
+)
+
+
+def line_of(traceback: TracebackType | None) -> str:
+    """The innermost line of the user's that a traceback passed, as text to add to a message."""
+    found, here = "", __file__.rsplit("/", 1)[0]
+    while traceback is not None:
+        file = traceback.tb_frame.f_code.co_filename
+        if not file.startswith(here) and "site-packages" not in file:
+            text = linecache.getline(file, traceback.tb_lineno).strip()
+            found = f" (line {traceback.tb_lineno} of {file.rsplit('/', 1)[-1]}: {text})"
+        traceback = traceback.tb_next
+    return found

@@ -1,210 +1,25 @@
-"""Torch right-hand side -> scalar operations -> their derivatives -> source of a scalar function.
+"""Torch right-hand side -> scalar operations: the function runs once, on symbols that write down what is done.
 
-The right-hand side runs once on symbols. Each operation becomes a node of a graph in which equal
-nodes are shared; constants fold. Derivatives are written by forward mode on the same graph, so that
-a function and its Jacobian share what they have in common.
+A `Rates` is what comes out: slopes as nodes of a graph, and their derivatives, written when first asked for.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from functools import cached_property
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 
-from ampost.errors import AmpostError
+from ampost.errors import AmpostError, OdeError
+from ampost.ode.graph import CONDITIONS, FUNCTIONS, OPERATIONS, Graph
+from ampost.ode.problem import line_of
 
 
 class NotTraceableError(AmpostError):
     """A right-hand side does something that has no scalar form; the torch solver still runs it."""
-
-
-@dataclass(frozen=True)
-class Node:
-    """`operation` of the nodes `arguments`; `value` is set for constants, `operation` names inputs."""
-
-    operation: str
-    arguments: tuple[int, ...] = ()
-    value: float | None = None
-
-
-# How an operation is written in the compiled function, and how it is folded on constants.
-_WRITTEN = {
-    "add": "{0} + {1}",
-    "sub": "{0} - {1}",
-    "mul": "{0} * {1}",
-    "div": "{0} / {1}",
-    "pow": "{0} ** {1}",
-    "neg": "-{0}",
-    "abs": "abs({0})",
-    "maximum": "{0} if {0} >= {1} or {0} != {0} else {1}",
-    "minimum": "{0} if {0} <= {1} or {0} != {0} else {1}",
-    "lt": "{0} < {1}",
-    "le": "{0} <= {1}",
-    "gt": "{0} > {1}",
-    "ge": "{0} >= {1}",
-    "eq": "{0} == {1}",
-    "ne": "{0} != {1}",
-    "and": "{0} and {1}",
-    "or": "{0} or {1}",
-    "not": "not {0}",
-    "where": "{1} if {0} else {2}",
-    "floor": "math.floor({0})",
-    **{
-        name: f"math.{name}({{0}})"
-        for name in (
-            *("exp", "expm1", "log", "log1p", "sqrt", "sin", "cos", "tan", "asin", "acos", "atan"),
-            *("sinh", "cosh", "tanh", "erf"),
-        )
-    },
-}
-_CONDITIONS = {"lt", "le", "gt", "ge", "eq", "ne", "and", "or", "not"}
-
-
-class Graph:
-    """Nodes of one right-hand side; equal nodes are one."""
-
-    def __init__(self) -> None:
-        self.nodes: list[Node] = []
-        self._found: dict[Node, int] = {}
-
-    def add(self, node: Node) -> int:
-        """The number of `node`, which is appended where it is new."""
-        if node not in self._found:
-            self._found[node] = len(self.nodes)
-            self.nodes.append(node)
-        return self._found[node]
-
-    def constant(self, value: float) -> int:
-        """The node of a number."""
-        return self.add(Node("constant", (), float(value)))
-
-    def value(self, index: int) -> float | None:
-        """The number of a constant node, None for any other."""
-        return self.nodes[index].value
-
-    def do(self, operation: str, *arguments: int) -> int:
-        """The node of an operation, simplified where an argument is a neutral constant."""
-        short = self._shorter(operation, arguments)
-        return self.add(Node(operation, arguments)) if short is None else short
-
-    def _shorter(self, operation: str, arguments: tuple[int, ...]) -> int | None:
-        known = [self.value(a) for a in arguments]
-        if all(v is not None for v in known):
-            return self._folded(operation, [v for v in known if v is not None])
-        first, last = arguments[0], arguments[-1]
-        rules: dict[tuple[str, int, float], Callable[[], int]] = {
-            ("add", 0, 0.0): lambda: last,
-            ("add", 1, 0.0): lambda: first,
-            ("sub", 1, 0.0): lambda: first,
-            ("sub", 0, 0.0): lambda: self.do("neg", last),
-            ("mul", 0, 0.0): lambda: first,
-            ("mul", 1, 0.0): lambda: last,
-            ("mul", 0, 1.0): lambda: last,
-            ("mul", 1, 1.0): lambda: first,
-            ("mul", 0, -1.0): lambda: self.do("neg", last),
-            ("mul", 1, -1.0): lambda: self.do("neg", first),
-            ("div", 0, 0.0): lambda: first,
-            ("div", 1, 1.0): lambda: first,
-            ("pow", 1, 1.0): lambda: first,
-            ("pow", 1, 0.0): lambda: self.constant(1.0),
-            ("pow", 1, 2.0): lambda: self.do("mul", first, first),
-            ("pow", 1, 3.0): lambda: self.do("mul", first, self.do("mul", first, first)),
-            ("pow", 1, 0.5): lambda: self.do("sqrt", first),
-            ("pow", 1, -1.0): lambda: self.do("div", self.constant(1.0), first),
-        }
-        for place, number in enumerate(known):
-            if number is not None and (operation, place, number) in rules:
-                return rules[operation, place, number]()
-        if operation == "where" and known[0] is not None:
-            return arguments[1] if known[0] else arguments[2]
-        if operation == "where" and arguments[1] == arguments[2]:
-            return arguments[1]
-        return None
-
-    def _folded(self, operation: str, known: list[float]) -> int | None:
-        names = {f"v{k}": v for k, v in enumerate(known)}
-        text = _WRITTEN[operation].format(*names)
-        try:
-            return self.constant(float(eval(text, {"math": math, "__builtins__": {"abs": abs}}, names)))
-        except (ArithmeticError, ValueError, TypeError):
-            return None
-
-    def derivative(self, index: int, along: Mapping[int, int], known: dict[int, int]) -> int:
-        """The node of the derivative of `index` where input node i moves at the rate `along[i]`."""
-        for k in range(index + 1):  # arguments come before what uses them
-            if k in known:
-                continue
-            node = self.nodes[k]
-            if node.operation in ("constant", "input") or node.operation in _CONDITIONS:
-                known[k] = along.get(k, self.constant(0.0))
-            else:
-                known[k] = self._chain(node, k, known)
-        return known[index]
-
-    def _chain(self, node: Node, k: int, known: Mapping[int, int]) -> int:
-        do, constant, a = self.do, self.constant, node.arguments
-        slopes = [known[i] for i in a]
-        zero = constant(0.0)
-        if all(s == zero for s in slopes):
-            return zero
-        if node.operation == "where":
-            return do("where", a[0], slopes[1], slopes[2])
-        if node.operation in ("maximum", "minimum"):
-            first = do("ge" if node.operation == "maximum" else "le", a[0], a[1])
-            return do("where", first, slopes[0], slopes[1])
-        total = zero
-        for place, slope in enumerate(slopes):
-            if slope != zero:
-                total = do("add", total, do("mul", slope, self._partial(node, k, place)))
-        return total
-
-    def _partial(self, node: Node, k: int, place: int) -> int:
-        """The node of the derivative of operation `node`, whose value is node k, by its argument `place`."""
-        do, one, x = self.do, self.constant(1.0), node.arguments[0]
-        other = node.arguments[-1]
-        if node.operation == "pow":
-            if place == 0:
-                return do("mul", other, do("pow", x, do("sub", other, one)))
-            return do("where", do("eq", x, self.constant(0.0)), self.constant(0.0), do("mul", k, do("log", x)))
-        if node.operation == "div":
-            return do("div", one, other) if place == 0 else do("neg", do("div", k, other))
-
-        def square(i: int) -> int:
-            return do("mul", i, i)
-
-        rules: dict[str, Callable[[], int]] = {
-            "add": lambda: one,
-            "sub": lambda: one if place == 0 else self.constant(-1.0),
-            "mul": lambda: other if place == 0 else x,
-            "neg": lambda: self.constant(-1.0),
-            "abs": lambda: do(
-                "where",
-                do("gt", x, self.constant(0.0)),
-                one,
-                do("where", do("lt", x, self.constant(0.0)), self.constant(-1.0), self.constant(0.0)),
-            ),
-            "floor": lambda: self.constant(0.0),
-            "exp": lambda: k,
-            "expm1": lambda: do("add", k, one),
-            "log": lambda: do("div", one, x),
-            "log1p": lambda: do("div", one, do("add", one, x)),
-            "sqrt": lambda: do("div", self.constant(0.5), k),
-            "sin": lambda: do("cos", x),
-            "cos": lambda: do("neg", do("sin", x)),
-            "tan": lambda: do("add", one, square(k)),
-            "asin": lambda: do("div", one, do("sqrt", do("sub", one, square(x)))),
-            "acos": lambda: do("div", self.constant(-1.0), do("sqrt", do("sub", one, square(x)))),
-            "atan": lambda: do("div", one, do("add", one, square(x))),
-            "sinh": lambda: do("cosh", x),
-            "cosh": lambda: do("sinh", x),
-            "tanh": lambda: do("sub", one, square(k)),
-            "erf": lambda: do("mul", self.constant(2.0 / math.sqrt(math.pi)), do("exp", do("neg", square(x)))),
-        }
-        return rules[node.operation]()
 
 
 class Symbol:
@@ -343,7 +158,7 @@ def _named(operation: str) -> Callable[..., Symbol]:
 
 
 _TORCH: dict[str, Callable[..., Any]] = {
-    **{name: _named(name) for name in _WRITTEN if name not in ("and", "or", "not")},
+    **{name: _named(name) for name in (*OPERATIONS, *FUNCTIONS, *CONDITIONS - {"and", "or", "not"})},
     "multiply": _named("mul"),
     "divide": _named("div"),
     "true_divide": _named("div"),
@@ -387,80 +202,114 @@ _TORCH: dict[str, Callable[..., Any]] = {
 }
 
 
-@dataclass(frozen=True)
-class Traced:
-    """The graph of a right-hand side: inputs t, states, parameters; `slopes` are its outputs."""
+class Rates:
+    """Slopes of a right-hand side as nodes of `graph`, and their derivatives.
 
-    graph: Graph
-    states: tuple[int, ...]
-    parameters: tuple[int, ...]
-    time: int
-    slopes: tuple[int, ...]
-
-    def jacobian(self, inputs: Sequence[int]) -> list[list[int]]:
-        """Nodes of d slope / d input, (slope, input)."""
-        one = self.graph.constant(1.0)
-        columns = []
-        for index in inputs:
-            known: dict[int, int] = {}
-            columns.append([self.graph.derivative(s, {index: one}, known) for s in self.slopes])
-        return [list(row) for row in zip(*columns, strict=True)] if columns else [[] for _ in self.slopes]
-
-
-def trace(rhs: Callable[[Any, Any, Any], Any], states: Sequence[str], parameters: Sequence[str]) -> Traced:
-    """Run `rhs` once on symbols.
-
-    Raises:
-        NotTraceableError: it does something without a scalar form.
+    The inputs are nodes too: `time`, `states`, `parameters`, and `signals`, three for each parameter that
+    is a function of time: its value at the last breakpoint, its slope since, and when that was. `along`
+    stands for any direction of the states, along which the Jacobian itself is differentiated.
     """
-    graph = Graph()
 
-    def symbol(k: int) -> Symbol:
-        return Symbol(graph, graph.add(Node("input", (k,))))
+    def __init__(
+        self,
+        rhs: Callable[[Any, Any, Any], Any],
+        states: Sequence[str],
+        parameters: Sequence[str],
+        signals: Sequence[str] = (),
+    ) -> None:
+        self.graph = graph = Graph()
+        self.time = graph.input(0, 0)
+        self.states = [graph.input(1, k) for k in range(len(states))]
+        self.parameters = [graph.input(2, k) for k in range(len(parameters))]
+        self.signals = [graph.input(3, k) for k in range(3 * len(signals))]
+        self.along = [graph.input(4, k) for k in range(len(states))]
+        y = {name: Symbol(graph, k) for name, k in zip(states, self.states, strict=True)}
+        p = {name: Symbol(graph, k) for name, k in zip(parameters, self.parameters, strict=True)}
+        t = Symbol(graph, self.time)
+        for k, name in enumerate(signals):
+            value, slope, since = (Symbol(graph, i) for i in self.signals[3 * k : 3 * k + 3])
+            p[name] = value + slope * (t - since)
+        answer = _symbolically(lambda: rhs(t, SimpleNamespace(**y), SimpleNamespace(**p)))
+        self.slopes = [_node(graph, answer[name], f"the slope of {name}") for name in states]
 
-    t = symbol(0)
-    y = [symbol(1 + k) for k in range(len(states))]
-    p = [symbol(1 + len(states) + k) for k in range(len(parameters))]
+    @property
+    def inputs(self) -> list[int]:
+        """All input nodes: time, states, parameters, signals, direction."""
+        return [self.time, *self.states, *self.parameters, *self.signals, *self.along]
+
+    @cached_property
+    def by_state(self) -> list[list[int]]:
+        """d slope / d state."""
+        return self.graph.jacobian(self.slopes, self.states)
+
+    @cached_property
+    def by_parameter(self) -> list[list[int]]:
+        """d slope / d parameter."""
+        return self.graph.jacobian(self.slopes, self.parameters)
+
+    @cached_property
+    def by_time(self) -> list[int]:
+        """d slope / d time."""
+        return [row[0] for row in self.graph.jacobian(self.slopes, [self.time])]
+
+    @cached_property
+    def turned(self) -> tuple[list[list[int]], list[list[int]]]:
+        """Derivatives of (d slope / d state) `along` by states and by parameters."""
+        product = [
+            self.graph.sum(self.graph.do("mul", a, b) for a, b in zip(row, self.along, strict=True) if not
+                           self.graph.is_zero(a))
+            for row in self.by_state
+        ]
+        return self.graph.jacobian(product, self.states), self.graph.jacobian(product, self.parameters)
+
+    @cached_property
+    def by_time_and(self) -> tuple[list[list[int]], list[list[int]]]:
+        """Derivatives of d slope / d time by states and by parameters."""
+        return self.graph.jacobian(self.by_time, self.states), self.graph.jacobian(self.by_time, self.parameters)
+
+
+class Jump:
+    """An event `jump(y, p, amount)` as nodes: the new states and their derivatives."""
+
+    def __init__(
+        self, function: Callable[[Any, Any, Any], Any], states: Sequence[str], parameters: Sequence[str]
+    ) -> None:
+        self.graph = graph = Graph()
+        self.states = [graph.input(1, k) for k in range(len(states))]
+        self.parameters = [graph.input(2, k) for k in range(len(parameters))]
+        self.amount = graph.input(5, 0)
+        y = SimpleNamespace(**{n: Symbol(graph, k) for n, k in zip(states, self.states, strict=True)})
+        p = SimpleNamespace(**{n: Symbol(graph, k) for n, k in zip(parameters, self.parameters, strict=True)})
+        answer = _symbolically(lambda: function(y, p, Symbol(graph, self.amount)))
+        new = after(answer, y, states)
+        self.values = [_node(graph, new[n], f"the event's {n}") for n in states]
+        self.by_state = graph.jacobian(self.values, self.states)
+        self.by_parameter = graph.jacobian(self.values, self.parameters)
+        self.by_amount = [row[0] for row in graph.jacobian(self.values, [self.amount])]
+
+
+def after(answer: Any, y: SimpleNamespace, states: Sequence[str]) -> dict[str, Any]:
+    """The states after an event: those it returns, by name, and the others as they were."""
+    given = answer if isinstance(answer, Mapping) else vars(answer)
+    return {name: given.get(name, getattr(y, name)) for name in states}
+
+
+def _node(graph: Graph, value: Any, what: str) -> int:
+    if isinstance(value, Symbol):
+        return value.index
+    if isinstance(value, torch.Tensor):
+        raise NotTraceableError(f"{what} is a captured tensor, which should be a parameter of odeint")
+    return graph.constant(value)
+
+
+def _symbolically(call: Callable[[], Any]) -> Any:
+    """What `call` returns on symbols; where it cannot, the error names the user's line."""
     try:
-        answer = rhs(
-            t,
-            SimpleNamespace(**dict(zip(states, y, strict=True))),
-            SimpleNamespace(**dict(zip(parameters, p, strict=True))),
-        )
-    except (TypeError, AttributeError) as error:
-        raise NotTraceableError(f"{type(error).__name__}: {error}") from error
-    slopes = []
-    for name in states:
-        slope = answer[name]
-        if isinstance(slope, torch.Tensor):
-            raise NotTraceableError(f"the slope of {name} is a captured tensor")
-        slopes.append(slope.index if isinstance(slope, Symbol) else graph.constant(slope))
-    return Traced(graph, tuple(s.index for s in y), tuple(s.index for s in p), t.index, tuple(slopes))
-
-
-def source(name: str, graph: Graph, outputs: Mapping[str, int], reads: Mapping[int, str], head: str) -> str:
-    """Python source of a function that assigns `outputs` (target text -> node), `reads` naming inputs."""
-    needed: set[int] = set()
-    stack = list(outputs.values())
-    while stack:
-        k = stack.pop()
-        if k not in needed:
-            needed.add(k)
-            if graph.nodes[k].operation != "input":
-                stack.extend(graph.nodes[k].arguments)
-
-    def text(k: int) -> str:
-        value = graph.value(k)
-        if value is None:
-            return f"v{k}"
-        return f"({value!r})" if math.isfinite(value) else f"float('{value}')"
-
-    lines = [f"def {name}({head}):"]
-    for k in sorted(needed):
-        node = graph.nodes[k]
-        if node.operation == "input":
-            lines.append(f"    v{k} = {reads[k]}")
-        elif node.operation != "constant":
-            lines.append(f"    v{k} = {_WRITTEN[node.operation].format(*map(text, node.arguments))}")
-    lines.extend(f"    {target} = {text(k)}" for target, k in outputs.items())
-    return "\n".join([*lines, "    return 0", ""])
+        return call()
+    except NotTraceableError as error:
+        raise NotTraceableError(f"{error}{line_of(error.__traceback__)}") from error
+    except (TypeError, AttributeError, ValueError) as error:
+        if "__array_ufunc__" in str(error):
+            line = line_of(error.__traceback__)
+            raise OdeError(f"numpy is called on a state, parameter or time; use torch's function{line}") from error
+        raise NotTraceableError(f"{type(error).__name__}: {error}{line_of(error.__traceback__)}") from error

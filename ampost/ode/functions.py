@@ -1,0 +1,235 @@
+"""From an ODE problem to its compiled functions: made once per right-hand side, compared with torch first."""
+
+from __future__ import annotations
+
+import types
+import warnings
+from collections.abc import Mapping
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ampost.errors import OdeError
+from ampost.ode import kernels
+from ampost.ode.machine import LANES
+from ampost.ode.methods import Method, tsitouras
+from ampost.ode.problem import OdeProblem, Rows, stacked
+from ampost.ode.stepper import Stepper
+from ampost.ode.trace import Jump, NotTraceableError, Rates, after
+
+Array = np.ndarray[Any, Any]
+_known: dict[Any, Functions | None] = {}
+
+
+class Functions:
+    """The compiled functions of one right-hand side with its events, by method, as they are asked for."""
+
+    def __init__(self, problem: OdeProblem, rows: Rows, points: _Points) -> None:
+        states, parameters = tuple(problem.initial), tuple(problem.parameters)
+        self.rates = Rates(problem.rhs, states, parameters, tuple(problem.inputs))
+        self.jumps = [Jump(event, states, parameters) for event in problem.events.values()]
+        self.events = len(self.jumps)
+        self._name, self._inflows = problem.name, _infused(rows)
+        self._points = points
+        self._steppers: dict[Method, Stepper] = {}
+        self._codes: dict[tuple[Method, bool], tuple[Array, int, int, int, int]] = {}
+        self._derivatives_known = False
+
+    def code(self, method: Method, sensitivities: bool) -> tuple[Array, int, int, int, int]:
+        """Addresses in the kernel's order, slots of block and area, where inflows are, stages."""
+        if (method, sensitivities) not in self._codes:
+            stepper = self.stepper(method)
+            if (sensitivities or not method.reuses_last) and not self._derivatives_known:
+                self._compare_derivatives(stepper)
+                self._derivatives_known = True
+            addresses = dict(stepper.solving.addresses)
+            if sensitivities:
+                addresses |= stepper.deriving.addresses
+            code = np.array([addresses.get(name, 0) for name in _IN_ORDER], dtype=np.int64)
+            slots = stepper.block_slots, stepper.area_slots, stepper.inflow_at, method.stages
+            self._codes[method, sensitivities] = (code, *slots)
+        return self._codes[method, sensitivities]
+
+    def stepper(self, method: Method) -> Stepper:
+        """The stepper of `method`."""
+        if method not in self._steppers:
+            self._steppers[method] = Stepper(self.rates, self.jumps, method, self._inflows)
+        return self._steppers[method]
+
+    def compare_values(self, slopes: Tensor) -> None:
+        """Compare slopes with torch's `slopes` at the points, and events likewise.
+
+        Raises:
+            NotTraceableError: they differ.
+        """
+        points, stepper = self._points, self.stepper(tsitouras)
+        addresses = stepper.solving.addresses
+        block, area, extra = points.slots(stepper)
+        kernels.evaluate(addresses["slopes"], block, area, extra)
+        n = len(self.rates.states)
+        _agree(area[2 * n : 3 * n], slopes, "function")
+        for k, event in enumerate(points.problem.events.values()):
+            block[kernels.EVENT], block[kernels.AMOUNT] = k, 1.5
+            kernels.evaluate(addresses["jump"], block, area, extra)
+            y = SimpleNamespace(**dict(zip(points.problem.initial, points.states.unbind(-1), strict=True)))
+            answer = event(y, SimpleNamespace(**points.parameters), torch.full((LANES,), 1.5).double())
+            new = after(answer, y, tuple(points.problem.initial))
+            expected = torch.stack([torch.as_tensor(v).expand(LANES) for v in new.values()], -1)
+            _agree(area[2 * n : 3 * n], expected, "event")
+
+    def _compare_derivatives(self, stepper: Stepper) -> None:
+        """Refuse Jacobians that are not torch's at the points."""
+        points, n = self._points, len(self.rates.states)
+        y = points.states.clone().requires_grad_()
+        p = {k: v.clone().requires_grad_() for k, v in points.parameters.items()}
+        with torch.enable_grad():
+            rows = [
+                torch.autograd.grad(s.sum(), [y, *p.values()], retain_graph=True, materialize_grads=True)
+                if s.requires_grad
+                else [torch.zeros_like(i) for i in (y, *p.values())]
+                for s in points.slopes(y, p).unbind(-1)
+            ]
+        theirs = torch.stack([torch.cat([g[0], *(v[:, None] for v in g[1:])], -1) for g in rows], 1)
+        block, area, extra = points.slots(stepper)
+        kernels.evaluate(stepper.jacobians.addresses["jacobians"], block, area, extra)
+        mine = extra[: n * (n + len(p))].reshape(n, n + len(p), LANES).transpose(2, 0, 1)
+        known = np.isfinite(theirs.numpy())  # torch differentiates both branches of a where, and may get NaN
+        if not np.allclose(mine[known], theirs.numpy()[known], rtol=1e-7, atol=1e-12):
+            raise OdeError(
+                f"the compiled derivative of the right-hand side of odeint {self._name!r} differs from torch's; "
+                f"use solver=Eager() and report the right-hand side"
+            )
+
+
+_IN_ORDER = ("begin", "slopes", "attempt", "look", "jump", "linearise", "column", "jump_column")
+
+
+class _Points:
+    """Eight random times, states and parameters around those of the first rows, to compare at."""
+
+    def __init__(self, problem: OdeProblem, time: Tensor, states: Tensor, parameters: Mapping[str, Tensor]) -> None:
+        self.problem, self.time, self.states, self.parameters = problem, time, states, parameters
+        # inputs: a value, a slope and when it began
+        self.signals = {name: (1.0 + 0.1 * k, 0.3, 0.2) for k, name in enumerate(problem.inputs)}
+        self._rhs = stacked(problem, tuple(problem.initial))
+
+    @classmethod
+    def near(cls, problem: OdeProblem, rows: Rows) -> _Points:
+        """Points around the starts of `rows`."""
+        generator = torch.Generator().manual_seed(0)
+        pick = torch.arange(LANES) % len(rows.start)
+
+        def close(value: Tensor) -> Tensor:
+            factor = torch.exp(0.3 * torch.randn(value.shape, generator=generator, dtype=torch.float64))
+            return torch.where(value == 0, 0.1 * factor, value * factor)
+
+        with torch.no_grad():
+            time = close(rows.times[pick, 0].abs() + 0.1)
+            parameters = {k: close(v[pick]) for k, v in rows.parameters.items()}
+            return cls(problem, time, close(rows.start[pick]), parameters)
+
+    def slopes(self, states: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
+        """The torch right-hand side (point, state)."""
+        signals = {k: v + slope * (self.time - since) for k, (v, slope, since) in self.signals.items()}
+        return self._rhs(self.time, states, {**parameters, **signals})
+
+    def slots(self, stepper: Stepper) -> tuple[Array, Array, Array]:
+        """Block, area and a third place, filled with the points, one in each lane."""
+        block, area = np.zeros((stepper.block_slots, LANES)), np.zeros((stepper.area_slots, LANES))
+        n, m = self.states.shape[1], len(self.parameters)
+        block[kernels.TIME], area[:n] = self.time.numpy(), self.states.numpy().T
+        values = [v.numpy() for v in self.parameters.values()]
+        values += [np.full(LANES, v) for signal in self.signals.values() for v in signal]
+        for k, value in enumerate(values):
+            block[kernels.HEAD + k] = value
+        return block, area, np.zeros((max(1, n * (n + m)), LANES))
+
+
+def functions_of(problem: OdeProblem, rows: Rows) -> Functions | None:
+    """The compiled functions of a problem; None, with a warning, where it has none."""
+    try:
+        key = _key(problem, rows)
+    except NotTraceableError as reason:
+        _warn(problem.name, reason)
+        return None
+    if key not in _known:
+        _known[key] = _made(problem, rows)
+    return _known[key]
+
+
+def _made(problem: OdeProblem, rows: Rows) -> Functions | None:
+    points = _Points.near(problem, rows)
+    slopes = points.slopes(points.states, points.parameters)  # torch first: its errors name what is wrong
+    try:
+        functions = Functions(problem, rows, points)
+        functions.compare_values(slopes)
+    except NotTraceableError as reason:
+        _warn(problem.name, reason)
+        return None
+    return functions
+
+
+def _agree(mine: Array, theirs: Tensor, what: str) -> None:
+    if not np.allclose(mine.T, theirs.detach().numpy(), rtol=1e-9, atol=1e-300, equal_nan=True):
+        raise NotTraceableError(f"the compiled {what} differs from the torch {what}")
+
+
+def _warn(name: str, reason: NotTraceableError) -> None:
+    warnings.warn(
+        f"the right-hand side of odeint {name!r} is not compiled: {reason}. The slower torch solver runs it.",
+        stacklevel=2,
+    )
+
+
+def _infused(rows: Rows) -> bool:
+    return bool((rows.dose_duration > 0).any())
+
+
+def _key(problem: OdeProblem, rows: Rows) -> Any:
+    """What compiled functions depend on.
+
+    Raises:
+        NotTraceableError: a captured value may change unseen.
+    """
+    functions = [problem.rhs, *problem.events.values()]
+    parts = [_identity(f, ()) if isinstance(f, types.FunctionType) else f for f in functions]
+    names = tuple(problem.initial), tuple(problem.parameters), tuple(problem.inputs), tuple(problem.events)
+    return (*parts, *names, _infused(rows))
+
+
+def _identity(function: types.FunctionType, callers: tuple[types.CodeType, ...]) -> tuple[Any, ...]:
+    """Code and captured values of a function and of those it captures.
+
+    Functions that a program makes anew in each run are so compiled once, and a global number that
+    changed is noticed.
+    """
+    code = function.__code__
+    if code in callers:
+        return (code,)
+    captured = list(zip(code.co_freevars, (c.cell_contents for c in function.__closure__ or ()), strict=True))
+    captured += [("a default", v) for v in function.__defaults__ or ()]
+    captured += (function.__kwdefaults__ or {}).items()
+    parts: list[Any] = [code]
+    for name, value in captured:
+        if isinstance(value, types.FunctionType):
+            parts.append(_identity(value, (*callers, code)))
+        elif isinstance(value, _PLAIN):
+            parts.append((type(value), value))
+        else:
+            raise NotTraceableError(
+                f"it captures the {type(value).__name__} {name!r}, which may change unseen and should be a "
+                f"parameter of odeint (line {code.co_firstlineno} of {code.co_filename.rsplit('/', 1)[-1]})"
+            )
+    for name in code.co_names:
+        value = function.__globals__.get(name)
+        if isinstance(value, types.FunctionType):
+            parts.append(_identity(value, (*callers, code)))
+        elif isinstance(value, bool | int | float | str):
+            parts.append((name, type(value), value))
+    return tuple(parts)
+
+
+_PLAIN = (bool, int, float, str, types.NoneType, types.ModuleType, type)

@@ -1,0 +1,407 @@
+"""The methods: one step of each, written over scalars, and its derivative with respect to anything.
+
+A method is asked through a `Scalars`, which computes slopes and Jacobians wherever it is told to. What
+is written here runs once, on symbols: it becomes the straight line of operations that `machine`
+compiles together with the right-hand side.
+
+An unknown is a list with one symbol per state. Beside the states there may be columns of sensitivities
+s = d y / d (some input). A column obeys the derivative of the very step that the states took, so that
+it is the derivative of the numerical solution on the steps chosen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+Vector = list[Any]
+Matrix = list[list[Any]]  # of symbols, or of numbers where an entry is constant; 0.0 is left out of sums
+
+
+class Scalars(Protocol):
+    """A right-hand side at any point, on symbols."""
+
+    def slopes(self, t: Any, y: Vector) -> Vector: ...  # noqa: ANN401
+    def by_state(self, t: Any, y: Vector) -> Matrix: ...  # noqa: ANN401
+    def by_parameter(self, t: Any, y: Vector) -> Matrix: ...  # noqa: ANN401
+    def by_time(self, t: Any, y: Vector) -> Vector: ...  # noqa: ANN401
+    def turned(self, t: Any, y: Vector, along: Vector) -> tuple[Matrix, Matrix]: ...  # noqa: ANN401
+    def by_time_and(self, t: Any, y: Vector) -> tuple[Matrix, Matrix]: ...  # noqa: ANN401
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one step gives: the new states, the stages, the error, and a measure of stiffness.
+
+    `kept` is what the derivative of the step needs again. `stiffness` is a pair of vectors whose norms'
+    ratio estimates step size times the largest eigenvalue; None where the method does not care.
+    """
+
+    new: Vector
+    stages: list[Vector]
+    wrong: Vector
+    kept: Vector
+    stiffness: tuple[Vector, Vector] | None = None
+    sound: Any = None
+
+
+@dataclass(frozen=True)
+class Linear:
+    """The derivative of a step's equations, stage by stage.
+
+    A column's slope at stage i is `at_stage[i]` times the column there, plus `at_start[i]` times the
+    column at the start, plus `forcing[i][k]` for parameter k.
+    """
+
+    at_stage: list[Matrix]
+    at_start: list[Matrix]
+    forcing: list[Matrix]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A one-step method with its own interpolant.
+
+    `step(f, t, s, y, first)` takes the slope at the start, which `reuses_last` takes from the last step's
+    last stage. `linear(f, t, s, y, stages)` and `column(s, column, linear of one input, kept)` are its
+    derivative; `between(x, y, new, stages, s)` is the solution at the fraction x of a step.
+    """
+
+    name: str
+    stages: int
+    reuses_last: bool
+    step: Callable[[Scalars, Any, Any, Vector, Vector], Step]
+    linear: Callable[[Scalars, Any, Any, Vector, list[Vector]], Linear]
+    column: Callable[[Any, Vector, list[Matrix], list[Matrix], list[Vector], Vector], tuple[Vector, list[Vector]]]
+    between: Callable[[Any, Vector, Vector, list[Vector], Any], Vector]
+
+
+def _absent(value: Any) -> bool:  # noqa: ANN401
+    return isinstance(value, float) and value == 0.0
+
+
+def _combined(weights: Sequence[float], vectors: Sequence[Vector]) -> Vector:
+    """Sum of weight times vector, each entry a symbol."""
+    out = []
+    for entries in zip(*vectors, strict=True):
+        total: Any = 0.0
+        for weight, entry in zip(weights, entries, strict=False):
+            if weight != 0.0:
+                total = total + weight * entry
+        out.append(total)
+    return out
+
+
+def _times(matrix: Matrix, vector: Vector) -> Vector:
+    out = []
+    for row in matrix:
+        total: Any = 0.0
+        for a, b in zip(row, vector, strict=True):
+            if not _absent(a) and not _absent(b):
+                total = total + a * b
+        out.append(total)
+    return out
+
+
+def _plus(*vectors: Vector) -> Vector:
+    out = vectors[0]
+    for other in vectors[1:]:
+        out = [a + b for a, b in zip(out, other, strict=True)]
+    return out
+
+
+def _scaled(factor: Any, vector: Vector) -> Vector:  # noqa: ANN401
+    return [factor * a for a in vector]
+
+
+# ---------------------------------------------------------------------------- Tsitouras' 5(4) pair
+# Ch. Tsitouras, Computers & Mathematics with Applications 62 (2011) 770-775. Explicit; the last stage
+# of a step is the first of the next.
+
+TSITOURAS_C = (0.0, 0.161, 0.327, 0.9, 0.9800255409045097, 1.0, 1.0)
+TSITOURAS_A: tuple[tuple[float, ...], ...] = (
+    (),
+    (0.161,),
+    (-0.008480655492356989, 0.335480655492357),
+    (2.8971530571054935, -6.359448489975075, 4.3622954328695815),
+    (5.325864828439257, -11.748883564062828, 7.4955393428898365, -0.09249506636175525),
+    (5.86145544294642, -12.92096931784711, 8.159367898576159, -0.071584973281401, -0.028269050394068383),
+    (
+        *(0.09646076681806523, 0.01, 0.4798896504144996),
+        *(1.379008574103742, -3.290069515436081, 2.324710524099774),
+    ),
+)
+TSITOURAS_ERROR = (
+    *(-0.00178001105222577714, -0.0008164344596567469, 0.007880878010261995, -0.1447110071732629),
+    *(0.5823571654525552, -0.45808210592918697, 0.015151515151515152),
+)
+
+
+# coefficients of x, x^2, x^3, x^4 in the weight of each slope; printed to fewer digits in the paper
+TSITOURAS_DENSE = (
+    (1.0, -2.763706197274826, 2.9132554618219126, -1.0530884977290216),
+    (0.0, 0.1317, -0.2234, 0.1017),
+    (0.0, 3.9302962368947516, -5.941033872131505, 2.490627285651253),
+    (0.0, -12.411077166933676, 30.33818863028232, -16.548102889244902),
+    (0.0, 37.50931341651104, -88.1789048947664, 47.37952196281928),
+    (0.0, -27.896526289197286, 65.09189467479366, -34.87065786149661),
+    (0.0, 1.5, -4.0, 2.5),
+)
+
+
+def tsitouras_weights(x: Any) -> tuple[Any, ...]:  # noqa: ANN401 - a symbol or a tensor
+    """Weights of the seven slopes at the fraction `x` of a step (fourth order)."""
+    return tuple(x * (a + x * (b + x * (c + x * d))) for a, b, c, d in TSITOURAS_DENSE)
+
+
+def _tsitouras_inner(s: Any, y: Vector, stages: list[Vector], k: int) -> Vector:  # noqa: ANN401
+    return _plus(y, _scaled(s, _combined(TSITOURAS_A[k], stages[:k]))) if k else y
+
+
+def _tsitouras_step(f: Scalars, t: Any, s: Any, y: Vector, first: Vector) -> Step:  # noqa: ANN401
+    stages, inner = [first], [y]
+    for k in range(1, 7):
+        inner.append(_tsitouras_inner(s, y, stages, k))
+        stages.append(f.slopes(t + TSITOURAS_C[k] * s, inner[-1]))
+    wrong = _scaled(s, _combined(TSITOURAS_ERROR, stages))
+    # both last stages stand at the end of the step (E. Hairer and G. Wanner, Solving ODEs II, IV.2)
+    turn = _scaled(s, [a - b for a, b in zip(stages[6], stages[5], strict=True)])
+    apart = [a - b for a, b in zip(inner[6], inner[5], strict=True)]
+    return Step(inner[6], stages, wrong, [], (turn, apart))
+
+
+def _tsitouras_linear(f: Scalars, t: Any, s: Any, y: Vector, stages: list[Vector]) -> Linear:  # noqa: ANN401
+    points = [(t + TSITOURAS_C[k] * s, _tsitouras_inner(s, y, stages, k)) for k in range(7)]
+    nothing: Matrix = [[0.0] * len(y) for _ in y]
+    return Linear([f.by_state(*q) for q in points], [nothing] * 7, [f.by_parameter(*q) for q in points])
+
+
+def _tsitouras_column(
+    s: Any,  # noqa: ANN401
+    column: Vector,
+    at_stage: list[Matrix],
+    at_start: list[Matrix],
+    forcing: list[Vector],
+    kept: Vector,
+) -> tuple[Vector, list[Vector]]:
+    stages: list[Vector] = []
+    inner = column
+    for k in range(7):
+        inner = _tsitouras_inner(s, column, stages, k)
+        stages.append(_plus(_times(at_stage[k], inner), forcing[k]))
+    return inner, stages
+
+
+def _tsitouras_between(x: Any, y: Vector, new: Vector, stages: list[Vector], s: Any) -> Vector:  # noqa: ANN401
+    weights = tsitouras_weights(x)
+    return [
+        start + s * sum((w * k for w, k in zip(weights[1:], slopes[1:], strict=True)), weights[0] * slopes[0])
+        for start, *slopes in zip(y, *stages, strict=True)
+    ]
+
+
+tsitouras = Method(
+    "tsitouras", 7, True, _tsitouras_step, _tsitouras_linear, _tsitouras_column, _tsitouras_between
+)
+
+# ------------------------------------------------------------------------------------------ Rodas5P
+# G. Steinebach, BIT Numerical Mathematics 63 (2023) 27: a stiffly accurate Rosenbrock method of order
+# 5(4), linearly implicit: one Jacobian and one factorisation a step, nothing to iterate.
+
+GAMMA = 0.21193756319429014
+RODAS_C = (0.0, 0.6358126895828704, 0.4095798393397535, 0.9769306725060716, 0.4288403609558664, 1.0, 1.0, 1.0)
+RODAS_D = (0.21193756319429014, -0.42387512638858027, -0.3384627126235924, 1.8046452872882734, 2.325825639765069)
+RODAS_A: tuple[tuple[float, ...], ...] = (
+    (),
+    (3.0,),
+    (2.849394379747939, 0.45842242204463923),
+    (-6.954028509809101, 2.489845061869568, -10.358996098473584),
+    (2.8029986275628964, 0.5072464736228206, -0.3988312541770524, -0.04721187230404641),
+    _LAST := (-7.502846399306121, 2.561846144803919, -11.627539656261098, -0.18268767659942256, 0.030198172008377946),
+    (*_LAST, 1.0),
+    (*_LAST, 1.0, 1.0),
+    (*_LAST, 1.0, 1.0, 1.0),
+)
+RODAS_COUPLING: tuple[tuple[float, ...], ...] = (
+    (),
+    (-14.155112264123755,),
+    (-17.97296035885952, -2.859693295451294),
+    (147.12150275711716, -1.41221402718213, 71.68940251302358),
+    (165.43517024871676, -0.4592823456491126, 42.90938336958603, -5.961986721573306),
+    (24.854864614690072, -3.0009227002832186, 47.4931110020768, 5.5814197821558125, -0.6610691825249471),
+    (
+        *(30.91273214028599, -3.1208243349937974, 77.79954646070892),
+        *(34.28646028294783, -19.097331116725623, -28.087943162872662),
+    ),
+    (
+        *(37.80277123390563, -3.2571969029072276, 112.26918849496327, 66.9347231244047),
+        *(-40.06618937091002, -54.66780262877968, -9.48861652309627),
+    ),
+)
+RODAS_DENSE = (
+    (
+        *(25.948786856663858, -2.5579724845846235, 10.433815404888879, -2.3679251022685204),
+        *(0.524948541321073, 1.1241088310450404, 0.4272876194431874, -0.17202221070155493),
+    ),
+    (
+        *(-9.91568850695171, -0.9689944594115154, 3.0438037242978453, -24.495224566215796),
+        *(20.176138334709044, 15.98066361424651, -6.789040303419874, -6.710236069923372),
+    ),
+    (
+        *(11.419903575922262, 2.8879645146136994, 72.92137995996029, 80.12511834622643),
+        *(-52.072871366152654, -59.78993625266729, -0.15582684282751913, 4.883087185713722),
+    ),
+)
+
+
+class _Factors:
+    """A matrix as triangles, without exchange of rows: entries that are zero by structure stay out.
+
+    The pivots are taken on the diagonal, in the order that fills in least. For 1/(γ h) - J they are far
+    from zero unless h is too long for the accuracy; `sound` tells where one is not.
+    """
+
+    def __init__(self, order: list[int], pivots: Vector, lower: Matrix, upper: Matrix) -> None:
+        self.order, self.pivots, self.lower, self.upper = order, pivots, lower, upper
+
+    @classmethod
+    def of(cls, matrix: Matrix) -> _Factors:
+        """Eliminate column by column; `pivots` are the inverses of the diagonal."""
+        size = len(matrix)
+        work = [list(row) for row in matrix]
+        lower: Matrix = [[0.0] * size for _ in range(size)]
+        pivots: Vector = [0.0] * size
+        order: list[int] = []
+        left = set(range(size))
+        while left:
+            k = min(left, key=lambda i: (_fill(work, i, left), i))
+            left.remove(k)
+            order.append(k)
+            pivots[k] = 1.0 / work[k][k]
+            for i in sorted(left):
+                if _absent(work[i][k]):
+                    continue
+                lower[i][k] = work[i][k] * pivots[k]
+                for j in sorted(left):
+                    if not _absent(work[k][j]):
+                        work[i][j] = work[i][j] - lower[i][k] * work[k][j]
+        place = {k: n for n, k in enumerate(order)}
+        upper = [[v if place[j] > place[i] else 0.0 for j, v in enumerate(row)] for i, row in enumerate(work)]
+        return cls(order, pivots, lower, upper)
+
+    def solve(self, right: Vector) -> Vector:
+        """The solution for one right side."""
+        x = list(right)
+        for n, k in enumerate(self.order):
+            for i in self.order[n + 1 :]:
+                if not _absent(self.lower[i][k]):
+                    x[i] = x[i] - self.lower[i][k] * x[k]
+        for n in reversed(range(len(self.order))):
+            i = self.order[n]
+            for j in self.order[n + 1 :]:
+                if not _absent(self.upper[i][j]):
+                    x[i] = x[i] - self.upper[i][j] * x[j]
+            x[i] = x[i] * self.pivots[i]
+        return x
+
+    @property
+    def entries(self) -> Vector:
+        """All numbers in it, in a fixed order, to be kept and given to `again`."""
+        return [*self.pivots, *(v for matrix in (self.lower, self.upper) for row in matrix for v in row)]
+
+    @classmethod
+    def again(cls, entries: Vector, order: list[int]) -> _Factors:
+        """From `entries` and the order of the pivots."""
+        size = len(order)
+        rows = [entries[size + size * k : size + size * (k + 1)] for k in range(2 * size)]
+        return cls(order, entries[:size], rows[:size], rows[size:])
+
+
+def _fill(work: Matrix, k: int, left: set[int]) -> int:
+    down = sum(not _absent(work[i][k]) for i in left if i != k)
+    across = sum(not _absent(work[k][j]) for j in left if j != k)
+    return down * across
+
+
+def _rodas_step(f: Scalars, t: Any, s: Any, y: Vector, first: Vector) -> Step:  # noqa: ANN401
+    rest = 1.0 / s
+    system = [[0.0 if _absent(a) else -a for a in row] for row in f.by_state(t, y)]
+    for k, row in enumerate(system):
+        row[k] = rest / GAMMA if _absent(row[k]) else rest / GAMMA + row[k]
+    factors = _Factors.of(system)
+    by_time = f.by_time(t, y)
+    stages: list[Vector] = []
+    for k in range(8):
+        inner = _plus(y, _combined(RODAS_A[k], stages)) if k else y
+        right = f.slopes(t + RODAS_C[k] * s, inner)
+        if k:
+            right = _plus(right, _scaled(rest, _combined(RODAS_COUPLING[k], stages)))
+        if k < len(RODAS_D):
+            right = [a if _absent(b) else a + RODAS_D[k] * s * b for a, b in zip(right, by_time, strict=True)]
+        stages.append(factors.solve(right))
+    new = _plus(y, _combined(RODAS_A[8], stages))
+    sound: Any = True
+    for pivot in factors.pivots:
+        sound = (abs(pivot) < 1e10 * s) & sound if sound is not True else abs(pivot) < 1e10 * s
+    return Step(new, stages, stages[7], [*factors.entries, factors.order], None, sound)
+
+
+def _rodas_linear(f: Scalars, t: Any, s: Any, y: Vector, stages: list[Vector]) -> Linear:  # noqa: ANN401
+    at_stage, at_start, forcing = [], [], []
+    time_state, time_parameter = f.by_time_and(t, y)
+    for k in range(8):
+        point = t + RODAS_C[k] * s, (_plus(y, _combined(RODAS_A[k], stages[:k])) if k else y)
+        at_stage.append(f.by_state(*point))
+        start, force = f.turned(t, y, stages[k])
+        force = _added(force, f.by_parameter(*point))
+        if k < len(RODAS_D):
+            start = _added(start, time_state, RODAS_D[k] * s)
+            force = _added(force, time_parameter, RODAS_D[k] * s)
+        at_start.append(start)
+        forcing.append(force)
+    return Linear(at_stage, at_start, forcing)
+
+
+def _added(one: Matrix, two: Matrix, factor: Any = None) -> Matrix:  # noqa: ANN401
+    """one + factor x two, zeros by structure kept."""
+
+    def entry(a: Any, b: Any) -> Any:  # noqa: ANN401
+        if _absent(b):
+            return a
+        b = b if factor is None else factor * b
+        return b if _absent(a) else a + b
+
+    return [[entry(a, b) for a, b in zip(r, q, strict=True)] for r, q in zip(one, two, strict=True)]
+
+
+def _rodas_column(
+    s: Any,  # noqa: ANN401
+    column: Vector,
+    at_stage: list[Matrix],
+    at_start: list[Matrix],
+    forcing: list[Vector],
+    kept: Vector,
+) -> tuple[Vector, list[Vector]]:
+    factors = _Factors.again(kept[:-1], kept[-1])
+    rest = 1.0 / s
+    stages: list[Vector] = []
+    for k in range(8):
+        inner = _plus(column, _combined(RODAS_A[k], stages)) if k else column
+        right = _plus(_times(at_stage[k], inner), _times(at_start[k], column), forcing[k])
+        if k:
+            right = _plus(right, _scaled(rest, _combined(RODAS_COUPLING[k], stages)))
+        stages.append(factors.solve(right))
+    return _plus(column, _combined(RODAS_A[8], stages)), stages
+
+
+def _rodas_between(x: Any, y: Vector, new: Vector, stages: list[Vector], s: Any) -> Vector:  # noqa: ANN401
+    left = 1.0 - x
+    one, two, three = (_combined(weights, stages) for weights in RODAS_DENSE)
+    return [
+        left * a + x * (b + left * (p + x * (q + x * r)))
+        for a, b, p, q, r in zip(y, new, one, two, three, strict=True)
+    ]
+
+
+rodas = Method("rodas", 8, False, _rodas_step, _rodas_linear, _rodas_column, _rodas_between)
