@@ -15,6 +15,7 @@ from ampost.errors import ArgumentError
 from ampost.experiments import Experiments
 from ampost.model import Model
 from ampost.optimize import laplace, maximise
+from ampost.potential import Potential
 from ampost.progress import progress as progress_bar
 from ampost.seeds import derive, seeded
 
@@ -78,7 +79,7 @@ def nuts(
     seed: int = 0,
     progress: bool | None = None,
 ) -> xr.DataTree:
-    """Pyro's NUTS in z on the exact log joint; chains one after another, from prior draws."""
+    """Pyro's NUTS in z on the exact log joint (`Potential`); chains one after another, from prior draws."""
     for name, value in (("draws", draws), ("warmup", warmup), ("chains", chains)):
         if value < 1:
             raise ArgumentError(f"nuts({name}={value}): expected at least 1")
@@ -86,11 +87,12 @@ def nuts(
     began = time.monotonic()
     gradients = 0
 
+    energy = Potential(model, data)
+
     def potential(given: dict[str, Tensor]) -> Tensor:
         nonlocal gradients
         gradients += 1
-        value = -model.log_joint(given["z"][None, None], data)[0, 0]
-        return torch.where(torch.isfinite(value), value, 1e10)
+        return energy(given["z"])
 
     parts = []
     with progress_bar("NUTS", chains * (warmup + draws), progress) as bar:

@@ -7,7 +7,7 @@ warning that says why.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
@@ -16,13 +16,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, get_proxy_mode
 
 from ampost.errors import OdeError
 from ampost.ode import kernels
 from ampost.ode.eager import Eager
 from ampost.ode.functions import Functions, functions_of
 from ampost.ode.methods import Method, rodas, tsitouras
-from ampost.ode.problem import OdeProblem, Rows, Trajectory, check, edges_of, flatten
+from ampost.ode.problem import OdeProblem, Rows, Trajectory, check, edges_of, flatten, truth
 
 CHUNK = 64
 STORED = 2**24  # sensitivities kept for the backward pass, in numbers; more are computed again there
@@ -62,7 +63,8 @@ class Compiled:
         rows = flatten(problem)
         functions = None
         if rows.times.dtype == torch.float64 and rows.times.device.type == "cpu":
-            functions = functions_of(problem, rows)
+            with disable_proxy_modes_tracing():
+                functions = functions_of(problem, rows)
         if functions is None:
             return Eager(self.rtol, self.atol, self.max_steps)(problem)
         return rows.unflatten(tuple(problem.initial), *_solve(self, functions, rows))
@@ -99,7 +101,7 @@ class _Job:
 def _solve(solver: Compiled, functions: Functions, rows: Rows) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """States (row, time, state), status (row,), and time and state (row, state) at the end."""
     times, after, order = rows.times.detach(), rows.after_dose, None
-    if bool(after.any()):  # behind those before the dose, at equal times
+    if truth(after.any()):  # behind those before the dose, at equal times
         by_dose = torch.argsort(after.to(torch.int8), dim=1, stable=True)
         order = by_dose.gather(1, torch.argsort(times.gather(1, by_dose), dim=1, stable=True))
         times, after = times.gather(1, order), after.gather(1, order)
@@ -129,6 +131,12 @@ def _solve(solver: Compiled, functions: Functions, rows: Rows) -> tuple[Tensor, 
         tuple(wanted),
     )
     inputs = (rows.start, wide, edges.time, edges.jump, edges.rate)
+    if get_proxy_mode() is not None:
+        jobs[id(job)] = job
+        with disable_proxy_modes_tracing():  # compiled before the operation runs, where gradients are known
+            for method in solver.methods:
+                functions.code(method, job.wanted)
+        return solve(id(job), *inputs)[:4]  # type: ignore[no-any-return]
     return _Solution.apply(job, *inputs)  # type: ignore[no-any-return, no-untyped-call]
 
 
@@ -161,14 +169,50 @@ class _Solution(torch.autograd.Function):
         inputs, job = ctx.saved_tensors, ctx.job
         weights = job.sorted(outer)
         if ctx.stored is not None:
-            part = weights[:, :, None] * torch.from_numpy(ctx.stored)
-            collected = torch.where(weights[:, :, None] == 0, 0.0, part).sum((1, 3))
+            collected = torch.einsum("rtn,rtcn->rc", weights, torch.from_numpy(ctx.stored))
         else:
             collected = torch.from_numpy(_integrate(job, inputs, weights).gradient)
-        slopes = [torch.zeros_like(i) for i in inputs]
-        for column, (kind, k) in enumerate(job.wanted):
-            slopes[kind][:, k] = collected[:, column]
-        return (None, *slopes)
+        return (None, *_by_input(job, inputs, collected))
+
+
+jobs: dict[int, _Job] = {}  # of operations `solve` in recorded graphs, which whoever recorded them lets go
+
+
+@torch.library.custom_op("ampost::solve", mutates_args=())
+def solve(
+    job: int, start: Tensor, parameters: Tensor, time: Tensor, jump: Tensor, rate: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The solve as one operation of a graph that torch records: sensitivities are the fifth output."""
+    answer = _integrate(jobs[job], (start, parameters, time, jump, rate), None)
+    stored = np.empty((0, 0, 0, 0)) if answer.sensitivities is None else answer.sensitivities
+    out = [torch.from_numpy(v) for v in (answer.status, answer.reached, answer.ended, stored)]
+    return jobs[job].unsorted(torch.from_numpy(answer.states)), out[0], out[1], out[2], out[3]
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.job = jobs[inputs[0]]
+    ctx.save_for_backward(*inputs[1:], output[4])
+    ctx.mark_non_differentiable(*output[1:])
+
+
+def _derive(ctx: Any, outer: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    *inputs, stored = ctx.saved_tensors
+    collected = torch.einsum("rtn,rtcn->rc", ctx.job.sorted(outer), stored)
+    return (None, *_by_input(ctx.job, inputs, collected))
+
+
+solve.register_autograd(_derive, setup_context=_keep)
+
+
+def _by_input(job: _Job, inputs: Sequence[Tensor], collected: Tensor) -> list[Tensor]:
+    """Derivatives by each input, from those by each wanted number (row, column)."""
+    slopes = []
+    for place, value in enumerate(inputs):
+        column = {k: c for c, (kind, k) in enumerate(job.wanted) if kind == place}
+        nothing = torch.zeros_like(value[:, 0]) if value.shape[1] else value
+        columns = [collected[:, column[k]] if k in column else nothing for k in range(value.shape[1])]
+        slopes.append(torch.stack(columns, 1) if columns else torch.zeros_like(value))
+    return slopes
 
 
 @dataclass(frozen=True)
@@ -209,7 +253,7 @@ def _integrate(job: _Job, inputs: tuple[Tensor, ...], weights: Tensor | None) ->
     solver, methods = job.solver, job.solver.methods
     for k, method in enumerate(methods):
         patient = np.inf if k + 1 == len(methods) else PATIENCE
-        head = job.functions.code(method, bool(wanted))
+        head = job.functions.code(method, wanted)
         middle = (job.start, begin, parameters, job.times, job.after_dose, edge_time, job.target)
         arguments = (
             *head,
@@ -219,6 +263,8 @@ def _integrate(job: _Job, inputs: tuple[Tensor, ...], weights: Tensor | None) ->
             *(answer.status, steps, answer.reached, answer.ended),
         )
         _spread(lambda rows, arguments=arguments: kernels.drive(*arguments, rows), left)  # type: ignore[misc]
+        if not answer.status.any():
+            break
         left = np.flatnonzero(np.isin(answer.status, _AGAIN))
         if not left.size:
             break
@@ -232,13 +278,15 @@ _AGAIN = (kernels.STIFF_ROW, kernels.TOO_MANY_STEPS, kernels.STALLED)
 
 def _spread(work: Callable[[Array], None], rows: Array) -> None:
     """Run `work` on all rows, in chunks over as many threads as torch uses."""
+    if rows.size <= CHUNK:
+        return work(rows)
     threads = min(torch.get_num_threads(), os.cpu_count() or 1)
-    if threads == 1 or rows.size <= CHUNK:
-        work(rows)
-        return
+    if threads == 1:
+        return work(rows)
     width = max(CHUNK, -(-rows.size // (8 * threads)))
     for done in _pool(threads).map(work, [rows[a : a + width] for a in range(0, rows.size, width)]):
         assert done is None
+    return None
 
 
 @cache

@@ -14,13 +14,14 @@ from torch import Tensor
 
 from ampost.errors import OdeError
 from ampost.ode import kernels
-from ampost.ode.machine import LANES
+from ampost.ode.machine import LANES, Code
 from ampost.ode.methods import Method, tsitouras
-from ampost.ode.problem import OdeProblem, Rows, stacked
+from ampost.ode.problem import OdeProblem, Rows, stacked, truth
 from ampost.ode.stepper import Stepper
 from ampost.ode.trace import Jump, NotTraceableError, Rates, after
 
 Array = np.ndarray[Any, Any]
+Wanted = tuple[tuple[int, int], ...]
 _known: dict[Any, Functions | None] = {}
 
 
@@ -35,23 +36,29 @@ class Functions:
         self._name, self._inflows = problem.name, _infused(rows)
         self._points = points
         self._steppers: dict[Method, Stepper] = {}
-        self._codes: dict[tuple[Method, bool], tuple[Array, int, int, int, int]] = {}
+        self._codes: dict[tuple[Method, Wanted], tuple[Array, int, int, int, int]] = {}
+        self._alive: list[Code] = []  # what the addresses point into
         self._derivatives_known = False
 
-    def code(self, method: Method, sensitivities: bool) -> tuple[Array, int, int, int, int]:
-        """Addresses in the kernel's order, slots of block and area, where inflows are, stages."""
-        if (method, sensitivities) not in self._codes:
+    def code(self, method: Method, wanted: Wanted) -> tuple[Array, int, int, int, int]:
+        """Addresses in the kernel's order, slots of block and area, where inflows are, stages.
+
+        `wanted` are the kinds and indices of the columns of sensitivities.
+        """
+        if (method, wanted) not in self._codes:
             stepper = self.stepper(method)
-            if (sensitivities or not method.reuses_last) and not self._derivatives_known:
+            if (wanted or not method.reuses_last) and not self._derivatives_known:
                 self._compare_derivatives(stepper)
                 self._derivatives_known = True
             addresses = dict(stepper.solving.addresses)
-            if sensitivities:
-                addresses |= stepper.deriving.addresses
+            if wanted:
+                deriving = stepper.deriving(wanted)
+                self._alive.append(deriving)
+                addresses |= deriving.addresses
             code = np.array([addresses.get(name, 0) for name in _IN_ORDER], dtype=np.int64)
             slots = stepper.block_slots, stepper.area_slots, stepper.inflow_at, method.stages
-            self._codes[method, sensitivities] = (code, *slots)
-        return self._codes[method, sensitivities]
+            self._codes[method, wanted] = (code, *slots)
+        return self._codes[method, wanted]
 
     def stepper(self, method: Method) -> Stepper:
         """The stepper of `method`."""
@@ -105,6 +112,7 @@ class Functions:
 
 
 _IN_ORDER = ("begin", "slopes", "attempt", "look", "jump", "linearise", "column", "jump_column")
+_IN_ORDER = (*_IN_ORDER, "columns", "look_columns")
 
 
 class _Points:
@@ -185,7 +193,7 @@ def _warn(name: str, reason: NotTraceableError) -> None:
 
 
 def _infused(rows: Rows) -> bool:
-    return bool((rows.dose_duration > 0).any())
+    return truth((rows.dose_duration > 0).any())
 
 
 def _key(problem: OdeProblem, rows: Rows) -> Any:

@@ -22,7 +22,7 @@ REJECTED, BEFORE, HOT, HEAD = 13, 14, 15, 16
 INITIAL, PARAMETER, EDGE_TIME, EDGE_JUMP, EDGE_RATE = range(5)
 
 # functions, in the order of their addresses
-BEGIN, SLOPES, ATTEMPT, LOOK, JUMP, LINEARISE, COLUMN, JUMP_COLUMN = range(8)
+BEGIN, SLOPES, ATTEMPT, LOOK, JUMP, LINEARISE, COLUMN, JUMP_COLUMN, COLUMNS, LOOK_COLUMNS = range(10)
 
 # how a row ended; the numbers are those of `problem.Status`, and STIFF_ROW asks for another method
 OK, TOO_MANY_STEPS, NOT_FINITE, EXPLODED, STALLED, STIFF_ROW = range(6)
@@ -129,8 +129,9 @@ def drive(
     columns = kinds.size
     block, at_block = _slots(block_slots)
     area, at_area = _slots(area_slots)
-    flat, at_column = _slots(max(1, columns * area_slots))
-    forced, at_force = _slots(max(1, (m + columns) * stages * n))
+    flat, at_column = _slots(max(1, columns * area_slots + (m + columns) * stages * n))
+    forced = flat[columns * area_slots :]  # the derivatives by parameters, and by rates, stand behind the columns
+    at_force = at_column + columns * area_slots * LANES * 8
     jumped, at_jumped = _slots(max(1, (m + columns) * n))
     wide = area_slots * LANES * 8  # bytes of one column
     force = stages * n * LANES * 8  # and of its forcing
@@ -305,7 +306,9 @@ def drive(
                 continue
         # ------------------------------------------------------------------------------- one step
         _call(code[ATTEMPT], at_block, at_area, 0)
-        if columns:
+        if columns and code[COLUMNS]:
+            _call(code[COLUMNS], at_block, at_area, at_column)
+        elif columns:
             _call(code[LINEARISE], at_block, at_area, at_force)
             for c in range(columns):
                 _call(code[COLUMN], at_block, at_column + c * wide, at_force + mine[c] * force)
@@ -330,8 +333,11 @@ def drive(
                 if due[l]:
                     for i in range(n):
                         states[row[l], look[l], i] = area[2 * n + i, l]
+            if columns and code[COLUMNS]:
+                _call(code[LOOK_COLUMNS], at_block, at_area, at_column)
             for c in range(columns):
-                _call(code[LOOK], at_block, at_column + c * wide, 0)
+                if not code[COLUMNS]:
+                    _call(code[LOOK], at_block, at_column + c * wide, 0)
                 for l in range(LANES):
                     if due[l]:
                         r = row[l]

@@ -26,7 +26,7 @@ class Scalars(Protocol):
     def by_state(self, t: Any, y: Vector) -> Matrix: ...  # noqa: ANN401
     def by_parameter(self, t: Any, y: Vector) -> Matrix: ...  # noqa: ANN401
     def by_time(self, t: Any, y: Vector) -> Vector: ...  # noqa: ANN401
-    def turned(self, t: Any, y: Vector, along: Vector) -> tuple[Matrix, Matrix]: ...  # noqa: ANN401
+    def second(self, t: Any, y: Vector) -> tuple[Matrix, Matrix]: ...  # noqa: ANN401
     def by_time_and(self, t: Any, y: Vector) -> tuple[Matrix, Matrix]: ...  # noqa: ANN401
 
 
@@ -218,11 +218,8 @@ RODAS_A: tuple[tuple[float, ...], ...] = (
     (2.849394379747939, 0.45842242204463923),
     (-6.954028509809101, 2.489845061869568, -10.358996098473584),
     (2.8029986275628964, 0.5072464736228206, -0.3988312541770524, -0.04721187230404641),
-    _LAST := (-7.502846399306121, 2.561846144803919, -11.627539656261098, -0.18268767659942256, 0.030198172008377946),
-    (*_LAST, 1.0),
-    (*_LAST, 1.0, 1.0),
-    (*_LAST, 1.0, 1.0, 1.0),
-)
+    (-7.502846399306121, 2.561846144803919, -11.627539656261098, -0.18268767659942256, 0.030198172008377946),
+)  # the last three points, the end of the step among them, are each the one before plus its stage
 RODAS_COUPLING: tuple[tuple[float, ...], ...] = (
     (),
     (-14.155112264123755,),
@@ -324,6 +321,15 @@ def _fill(work: Matrix, k: int, left: set[int]) -> int:
     return down * across
 
 
+def _rodas_points(y: Vector, stages: list[Vector], points: list[Vector]) -> None:
+    """Add the next inner point to `points`."""
+    k = len(points)
+    if k < len(RODAS_A):
+        points.append(_plus(y, _combined(RODAS_A[k], stages)) if k else y)
+    else:
+        points.append(_plus(points[-1], stages[k - 1]))
+
+
 def _rodas_step(f: Scalars, t: Any, s: Any, y: Vector, first: Vector) -> Step:  # noqa: ANN401
     rest = 1.0 / s
     system = [[0.0 if _absent(a) else -a for a in row] for row in f.by_state(t, y)]
@@ -332,28 +338,32 @@ def _rodas_step(f: Scalars, t: Any, s: Any, y: Vector, first: Vector) -> Step:  
     factors = _Factors.of(system)
     by_time = f.by_time(t, y)
     stages: list[Vector] = []
+    points: list[Vector] = []
     for k in range(8):
-        inner = _plus(y, _combined(RODAS_A[k], stages)) if k else y
-        right = f.slopes(t + RODAS_C[k] * s, inner)
+        _rodas_points(y, stages, points)
+        right = f.slopes(t + RODAS_C[k] * s, points[k])
         if k:
             right = _plus(right, _scaled(rest, _combined(RODAS_COUPLING[k], stages)))
         if k < len(RODAS_D):
             right = [a if _absent(b) else a + RODAS_D[k] * s * b for a, b in zip(right, by_time, strict=True)]
         stages.append(factors.solve(right))
-    new = _plus(y, _combined(RODAS_A[8], stages))
+    _rodas_points(y, stages, points)
     sound: Any = True
     for pivot in factors.pivots:
         sound = (abs(pivot) < 1e10 * s) & sound if sound is not True else abs(pivot) < 1e10 * s
-    return Step(new, stages, stages[7], [*factors.entries, factors.order], None, sound)
+    return Step(points[8], stages, stages[7], [*factors.entries, factors.order], None, sound)
 
 
 def _rodas_linear(f: Scalars, t: Any, s: Any, y: Vector, stages: list[Vector]) -> Linear:  # noqa: ANN401
     at_stage, at_start, forcing = [], [], []
     time_state, time_parameter = f.by_time_and(t, y)
+    seconds = f.second(t, y)
+    points: list[Vector] = []
     for k in range(8):
-        point = t + RODAS_C[k] * s, (_plus(y, _combined(RODAS_A[k], stages[:k])) if k else y)
+        _rodas_points(y, stages[:k], points)
+        point = t + RODAS_C[k] * s, points[k]
         at_stage.append(f.by_state(*point))
-        start, force = f.turned(t, y, stages[k])
+        start, force = (_along(second, stages[k]) for second in seconds)
         force = _added(force, f.by_parameter(*point))
         if k < len(RODAS_D):
             start = _added(start, time_state, RODAS_D[k] * s)
@@ -361,6 +371,13 @@ def _rodas_linear(f: Scalars, t: Any, s: Any, y: Vector, stages: list[Vector]) -
         at_start.append(start)
         forcing.append(force)
     return Linear(at_stage, at_start, forcing)
+
+
+def _along(second: Matrix, direction: Vector) -> Matrix:
+    """The derivative of the Jacobian times `direction`; `second` (slope x state, input)."""
+    n = len(direction)
+    blocks = [second[k * n : (k + 1) * n] for k in range(n)]
+    return [_times([list(column) for column in zip(*block, strict=True)], direction) for block in blocks]
 
 
 def _added(one: Matrix, two: Matrix, factor: Any = None) -> Matrix:  # noqa: ANN401
@@ -386,13 +403,15 @@ def _rodas_column(
     factors = _Factors.again(kept[:-1], kept[-1])
     rest = 1.0 / s
     stages: list[Vector] = []
+    points: list[Vector] = []
     for k in range(8):
-        inner = _plus(column, _combined(RODAS_A[k], stages)) if k else column
-        right = _plus(_times(at_stage[k], inner), _times(at_start[k], column), forcing[k])
+        _rodas_points(column, stages, points)
+        right = _plus(_times(at_stage[k], points[k]), _times(at_start[k], column), forcing[k])
         if k:
             right = _plus(right, _scaled(rest, _combined(RODAS_COUPLING[k], stages)))
         stages.append(factors.solve(right))
-    return _plus(column, _combined(RODAS_A[8], stages)), stages
+    _rodas_points(column, stages, points)
+    return points[8], stages
 
 
 def _rodas_between(x: Any, y: Vector, new: Vector, stages: list[Vector], s: Any) -> Vector:  # noqa: ANN401

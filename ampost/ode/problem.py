@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, get_proxy_mode
 
 from ampost.axes import RowMask, RowStart, RowStates, RowStatus, RowTimes, Series, States
 from ampost.errors import OdeError
@@ -168,7 +169,7 @@ def check(problem: OdeProblem) -> None:
                 f"the input {name!r} of {where} is asked for a gradient, which inputs do not have; multiply "
                 f"it by a parameter inside the right-hand side"
             )
-        if not bool(signal.mask.any(-1).all()):
+        if not truth(signal.mask.any(-1).all()):
             raise OdeError(
                 f"the input {name!r} of {where} has no breakpoint in some experiment; give every experiment "
                 f"at least one row of that input"
@@ -182,15 +183,15 @@ def _check_times(problem: OdeProblem, where: str) -> None:
     times, start = problem.experiments.times.detach(), problem.experiments.start
     if not times.numel():
         return
-    if not bool(((times - times) == 0).all()):
+    if not truth(((times - times) == 0).all()):
         raise OdeError(f"{where} is to be looked at at a time that is not finite; give finite times")
-    if bool((times[..., 1:] < times[..., :-1]).any()):
+    if truth((times[..., 1:] < times[..., :-1]).any()):
         back = (times[..., 1:] < times[..., :-1]).nonzero()[0].tolist()
         one, two = (float(times[(*back[:-1], back[-1] + k)]) for k in (0, 1))
         raise OdeError(
             f"the times of {where} go back from {one:g} to {two:g}; sort them (a repeated time is fine)"
         )
-    if bool((times[..., 0] < start).any()):
+    if truth((times[..., 0] < start).any()):
         raise OdeError(
             f"{where} is to be looked at at time {float(times[..., 0].min()):g}, before the start at {start:g}; "
             f"set `start` of the experiments earlier, or leave that time out"
@@ -207,14 +208,14 @@ def _check_doses(problem: OdeProblem, where: str) -> None:
         )
     duration, time = doses.duration.detach(), doses.time.detach()
     bad = doses.mask & ~((duration >= 0) & (duration < torch.inf))
-    if bool(bad.any()):
+    if truth(bad.any()):
         raise OdeError(
             f"a dose of {where} has the duration {float(duration.expand(bad.shape)[bad][0]):g}, expected 0 (at "
             f"once) or a positive time"
         )
     shape = torch.broadcast_shapes(time.shape, doses.mask.shape)
     latest = torch.where(doses.mask, time, torch.inf).expand(shape).reshape(-1, shape[-1]).max(0).values
-    if bool((latest < start).any()):
+    if truth((latest < start).any()):
         raise OdeError(
             f"a dose of {where} is given at {float(latest.min()):g}, before the start at {start:g}; set `start` "
             f"of the experiments earlier"
@@ -298,7 +299,7 @@ def edges_of(rows: Rows, events: int) -> Edges:
     rate = torch.where(infused, amount / torch.where(infused, rows.dose_duration, 1.0), 0.0)
     time = torch.where(rows.dose_mask, rows.dose_time, torch.inf)
     target = rows.dose_target
-    if bool(infused.any()):
+    if truth(infused.any()):
         end = torch.where(infused & rows.dose_mask, rows.dose_time + rows.dose_duration, torch.inf)
         time, target = torch.cat([time, end], 1), torch.cat([target, target], 1)
         jump, rate = torch.cat([jump, torch.zeros_like(jump)], 1), torch.cat([rate, -rate], 1)
@@ -394,6 +395,14 @@ _MISTAKES = (  # what torch says, what was done, what to do instead
     ("must be real number, not Tensor", *_PLAIN),
     ("numpy", "calls numpy on a value", "the torch function of that name"),
 )
+
+
+def truth(condition: Tensor) -> bool:
+    """Whether a condition on data holds, also while torch records what is done to tensors."""
+    if get_proxy_mode() is None:
+        return bool(condition)
+    with disable_proxy_modes_tracing():
+        return bool(condition)
 
 
 def line_of(traceback: TracebackType | None) -> str:

@@ -20,10 +20,12 @@ from ampost.ode.kernels import (
     AMOUNT,
     ATOL,
     BEFORE,
+    EDGE_RATE,
     EVENT,
     HEAD,
     HOT,
     NEXT,
+    PARAMETER,
     PREVIOUS,
     REJECTED,
     RTOL,
@@ -35,9 +37,10 @@ from ampost.ode.kernels import (
     X,
 )
 from ampost.ode.machine import Code, Place
-from ampost.ode.methods import Matrix, Method, Vector
+from ampost.ode.methods import Linear, Matrix, Method, Vector
 from ampost.ode.trace import Jump, Rates, Symbol
 
+LONGEST = 6_000  # operations in one line; longer ones take long to compile and leave the processor's cache
 STABLE = 3.0**2  # where stiffness shows: (step x eigenvalue) squared at the edge of stability
 
 
@@ -57,11 +60,17 @@ class Stepper:
         functions |= {"look": self._look(), "jump": self._jump()}
         return Code(self.graph, functions)
 
-    @cached_property
-    def deriving(self) -> Code:
-        """linearise, column and jump_column: what sensitivities need besides."""
-        linearise, column = self._derivative()
-        functions = {"linearise": linearise, "column": column, "jump_column": self._jump_column()}
+    def deriving(self, wanted: Sequence[tuple[int, int]]) -> Code:
+        """What sensitivities need besides: columns and look_columns for all that are `wanted` at once.
+
+        Where that would be too long a line, linearise, and column for each.
+        """
+        linearise, column = self._derivative
+        functions = {"jump_column": self._jump_column()}
+        if len(self.graph.ancestors(column.values())) * len(wanted) < LONGEST:
+            functions |= {"columns": self._columns(wanted), "look_columns": self._look_columns(len(wanted))}
+        else:
+            functions |= {"linearise": linearise, "column": column}
         return Code(self.graph, functions)
 
     @cached_property
@@ -121,14 +130,13 @@ class Stepper:
     def _number(self, value: Any) -> int:  # noqa: ANN401
         return value.index if isinstance(value, Symbol) else self.graph.constant(value)
 
-    def _written(self, outputs: Sequence[int], t: Any, y: Vector, along: Vector | None = None) -> Vector:  # noqa: ANN401
+    def _written(self, outputs: Sequence[int], t: Any, y: Vector) -> Vector:  # noqa: ANN401
         """Nodes of the right-hand side's own graph, at a point of this one; what is 0 stays a number."""
         rates, graph = self.rates, self.graph
         m = HEAD + len(rates.parameters)
         given = [t, *y]
         given += [self._slot(HEAD + k) for k in range(len(rates.parameters))]
         given += [self._slot(m + k) for k in range(len(rates.signals))]
-        given += along if along is not None else [0.0] * len(y)
         inputs = {k: self._number(v) for k, v in zip(rates.inputs, given, strict=True)}
         found = graph.copied(outputs, rates.graph, inputs)
         return [0.0 if graph.is_zero(k) else Symbol(graph, k) for k in found]
@@ -159,10 +167,10 @@ class Stepper:
         """d slope / d time at a point."""
         return self._written(self.rates.by_time, t, y)
 
-    def turned(self, t: Any, y: Vector, along: Vector) -> tuple[Matrix, Matrix]:  # noqa: ANN401
-        """Derivatives by states and parameters of (d slope / d state) along a direction."""
-        by_state, by_parameter = self.rates.turned
-        return self._matrix(by_state, t, y, along), self._matrix(by_parameter, t, y, along)
+    def second(self, t: Any, y: Vector) -> tuple[Matrix, Matrix]:  # noqa: ANN401
+        """Derivatives of (d slope / d state), flat, by states and parameters at a point."""
+        by_state, by_parameter = self.rates.second
+        return self._matrix(by_state, t, y), self._matrix(by_parameter, t, y)
 
     def by_time_and(self, t: Any, y: Vector) -> tuple[Matrix, Matrix]:  # noqa: ANN401
         """Derivatives by states and parameters of d slope / d time."""
@@ -267,10 +275,14 @@ class Stepper:
                 back.append(value)
         return back
 
-    def _derivative(self) -> tuple[dict[Place, int], dict[Place, int]]:
-        n, stages, method = self.size, self.method.stages, self.method
+    @cached_property
+    def _linear(self) -> Linear:
         t, s = self._slot(TIME), self._slot(TRIED)
-        linear = method.linear(self, t, s, self._area(0), self._stages)
+        return self.method.linear(self, t, s, self._area(0), self._stages)
+
+    @cached_property
+    def _derivative(self) -> tuple[dict[Place, int], dict[Place, int]]:
+        n, stages, method, linear = self.size, self.method.stages, self.method, self._linear
         out: dict[Place, int] = {}
         at = self._kept_at + n + 2 * n * n
         kinds: list[list[Matrix]] = []
@@ -284,14 +296,51 @@ class Stepper:
                 for parameter, value in enumerate(row):
                     if isinstance(value, Symbol):
                         out[2, (parameter * stages + k) * n + i] = value.index
-        went = self._slot(BEFORE) > 0.5
-        start = [_where(went, b, a) for a, b in zip(self._area(0), self._area(1), strict=True)]
         forcing = [[self._slot(k * n + i, 2) for i in range(n)] for k in range(stages)]
-        new, slopes = method.column(s, start, kinds[0], kinds[1], forcing, self._attempt[1])
-        column = self._to_area(0, start) | self._to_area(1, new)
-        for k, stage in enumerate(slopes):
-            column |= self._to_area(3 + k, stage)
+        column = self._column(1, 0, kinds, forcing)
         return out, column
+
+    def _column(
+        self, pointer: int, at: int, matrices: Sequence[list[Matrix]], forcing: list[Vector]
+    ) -> dict[Place, int]:
+        """One column, which stands behind `pointer` from slot `at` on, through the step just tried."""
+        n = self.size
+        went = self._slot(BEFORE) > 0.5
+        old, new = ([self._slot(at + part * n + i, pointer) for i in range(n)] for part in (0, 1))
+        start = [_where(went, b, a) for a, b in zip(old, new, strict=True)]
+        end, slopes = self.method.column(self._slot(TRIED), start, *matrices, forcing, self._attempt[1])
+        parts = {0: start, 1: end} | {3 + k: stage for k, stage in enumerate(slopes)}
+        return {
+            (pointer, at + part * n + i): self._number(v) for part, vs in parts.items() for i, v in enumerate(vs)
+        }
+
+    def _columns(self, wanted: Sequence[tuple[int, int]]) -> dict[Place, int]:
+        """All columns at once, behind the third address; after them, in the same place, stands their forcing."""
+        n, stages, linear = self.size, self.method.stages, self._linear
+        end = len(wanted) * self.area_slots + len(self.rates.parameters) * stages * n
+        out: dict[Place, int] = {}
+        for c, (kind, index) in enumerate(wanted):
+            if kind == PARAMETER:
+                forcing = [[row[index] for row in matrix] for matrix in linear.forcing]
+            elif kind == EDGE_RATE:
+                at = end + c * stages * n
+                forcing = [[self._slot(at + k * n + i, 2) for i in range(n)] for k in range(stages)]
+            else:
+                forcing = [[0.0] * n for _ in range(stages)]
+            out |= self._column(2, c * self.area_slots, (linear.at_stage, linear.at_start), forcing)
+        return out
+
+    def _look_columns(self, count: int) -> dict[Place, int]:
+        """All columns as seen between the ends of the step."""
+        n, out = self.size, {}
+        for c in range(count):
+            parts = [
+                [self._slot(c * self.area_slots + part * n + i, 2) for i in range(n)]
+                for part in range(3 + self.method.stages)
+            ]
+            seen = self.method.between(self._slot(X), parts[0], parts[1], parts[3:], self._slot(TRIED))
+            out |= {(2, c * self.area_slots + 2 * n + i): self._number(v) for i, v in enumerate(seen)}
+        return out
 
     def _jump(self) -> dict[Place, int]:
         """States after an event as seen, and its derivatives; no event where EVENT is -1."""

@@ -206,8 +206,7 @@ class Rates:
     """Slopes of a right-hand side as nodes of `graph`, and their derivatives.
 
     The inputs are nodes too: `time`, `states`, `parameters`, and `signals`, three for each parameter that
-    is a function of time: its value at the last breakpoint, its slope since, and when that was. `along`
-    stands for any direction of the states, along which the Jacobian itself is differentiated.
+    is a function of time: its value at the last breakpoint, its slope since, and when that was.
     """
 
     def __init__(
@@ -222,7 +221,6 @@ class Rates:
         self.states = [graph.input(1, k) for k in range(len(states))]
         self.parameters = [graph.input(2, k) for k in range(len(parameters))]
         self.signals = [graph.input(3, k) for k in range(3 * len(signals))]
-        self.along = [graph.input(4, k) for k in range(len(states))]
         y = {name: Symbol(graph, k) for name, k in zip(states, self.states, strict=True)}
         p = {name: Symbol(graph, k) for name, k in zip(parameters, self.parameters, strict=True)}
         t = Symbol(graph, self.time)
@@ -234,8 +232,8 @@ class Rates:
 
     @property
     def inputs(self) -> list[int]:
-        """All input nodes: time, states, parameters, signals, direction."""
-        return [self.time, *self.states, *self.parameters, *self.signals, *self.along]
+        """All input nodes: time, states, parameters, signals."""
+        return [self.time, *self.states, *self.parameters, *self.signals]
 
     @cached_property
     def by_state(self) -> list[list[int]]:
@@ -253,14 +251,10 @@ class Rates:
         return [row[0] for row in self.graph.jacobian(self.slopes, [self.time])]
 
     @cached_property
-    def turned(self) -> tuple[list[list[int]], list[list[int]]]:
-        """Derivatives of (d slope / d state) `along` by states and by parameters."""
-        product = [
-            self.graph.sum(self.graph.do("mul", a, b) for a, b in zip(row, self.along, strict=True) if not
-                           self.graph.is_zero(a))
-            for row in self.by_state
-        ]
-        return self.graph.jacobian(product, self.states), self.graph.jacobian(product, self.parameters)
+    def second(self) -> tuple[list[list[int]], list[list[int]]]:
+        """Derivatives of (d slope / d state), flat, by states and by parameters."""
+        flat = [k for row in self.by_state for k in row]
+        return self.graph.jacobian(flat, self.states), self.graph.jacobian(flat, self.parameters)
 
     @cached_property
     def by_time_and(self) -> tuple[list[list[int]], list[list[int]]]:

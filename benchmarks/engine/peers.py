@@ -17,6 +17,9 @@ from typing import Any
 import numpy as np
 from problems import Array, Case, Segment, segments
 
+EXPLICIT_STEPS = 10_000  # per segment; explicit methods give up rows whose oxygen runs out
+IMPLICIT_STEPS = 100_000
+
 Advance = Callable[[Segment, Array, Array], Array]  # segment, y (row, state), p (row, parameter)
 Gradient = Callable[[Array, Array], Array]  # y (row, state), p -> (row, parameter)
 
@@ -71,19 +74,24 @@ class Peer:
         advance = self._advances[key]
         out = np.empty((len(start), len(case.times), len(case.states)))
         out[:, 0] = y = start
-        look = 1
+        look, failed = 1, np.zeros(len(start), dtype=bool)
         for segment in segments(case):
             states = advance(segment, y, parameters)
+            failed |= ~np.isfinite(states).all((1, 2))
             out[:, look : look + segment.looks] = states[:, : segment.looks]
+            out[failed, look:] = np.nan
             look += segment.looks
-            y = states[:, -1]
+            y = np.where(failed[:, None], start, states[:, -1])  # a start from NaN would use up all steps
             if segment.amount is not None:
                 assert case.pulses is not None
                 y = np.stack(case.pulses.jump(y.T, segment.amount), -1)
         return out
 
     def gradient(self, case: Case, parameters: Array, start: Array, rtol: float, atol: float) -> Array | None:
-        """Derivatives (row, parameter) of the sum over all times and states; None where the peer cannot."""
+        """Derivatives (row, parameter) of the sum over times of `case.weights` times the states.
+
+        None where the peer cannot.
+        """
         if case.pulses is not None or not self.solves(case):
             return None
         key = (case.name, rtol, atol)
@@ -143,7 +151,8 @@ class Ampost(Peer):
         solved = self._odeint(case, leaves, start, rtol, atol)
         if solved is None:
             return None
-        return torch.autograd.grad(solved.states.sum(), leaves)[0].numpy()
+        total = (solved.states * torch.as_tensor(case.weights)).sum()
+        return torch.autograd.grad(total, leaves)[0].numpy()
 
     def _odeint(self, case: Case, parameters: Any, start: Array, rtol: float, atol: float) -> Any:
         import torch
@@ -238,21 +247,20 @@ class Sundae(Peer):
     note = "right-hand side by numba, called from Python; BDF where stiff, else Adams"
 
     def build(self, case: Case, rtol: float, atol: float) -> Advance:
-        """Compile the right-hand side; parameters are written into the solver's user data."""
+        """Compile the right-hand side, which reads the parameters of the row at hand."""
         from sksundae.cvode import CVODE
 
         into, data = _compiled_into(case), np.empty(len(case.parameters))
 
-        def slopes(t: float, y: Array, out: Array, p: Array) -> None:
-            into(t, y, out, p)
+        def slopes(t: float, y: Array, out: Array) -> None:
+            into(t, y, out, data)
 
         solver = CVODE(
             slopes,
-            userdata=data,
             method="BDF" if case.stiff else "Adams",
             rtol=rtol,
             atol=atol,
-            max_num_steps=100_000,
+            max_num_steps=IMPLICIT_STEPS,
         )
 
         def advance(segment: Segment, y: Array, p: Array) -> Array:
@@ -300,7 +308,7 @@ class Heyoka(Peer):
                 solver.time = segment.begin
                 solver.state[:] = y[r]
                 solver.pars[:] = p[r]
-                states = solver.propagate_grid(grid, max_steps=1_000_000)[-1]
+                states = solver.propagate_grid(grid, max_steps=EXPLICIT_STEPS)[-1]
                 out[r, : len(states) - 1] = states[1:]
             return out
 
@@ -321,9 +329,9 @@ class Heyoka(Peer):
                 solver.time = grid[0]
                 solver.state[:size], solver.state[size:] = y[r], 0.0
                 solver.pars[:] = p[r]
-                states = solver.propagate_grid(grid, max_steps=1_000_000)[-1]
+                states = solver.propagate_grid(grid, max_steps=EXPLICIT_STEPS)[-1]
                 if len(states) == len(grid):
-                    out[r] = states[:, size:].sum(0).reshape(size, width).sum(0)
+                    out[r] = case.weights @ states[:, size:].sum(0).reshape(size, width)
             return out
 
         return gradient
@@ -351,7 +359,7 @@ class HeyokaBatch(Peer):
                 solver.set_time(segment.begin)
                 solver.state[:] = y[pick].T
                 solver.pars[:] = p[pick].T
-                states = solver.propagate_grid(grid, max_steps=1_000_000)[1]
+                states = solver.propagate_grid(grid, max_steps=EXPLICIT_STEPS)[1]
                 ended = np.array([r[0] == hy.taylor_outcome.time_limit for r in solver.propagate_res])
                 rows = min(lanes, len(y) - first)
                 out[first : first + rows] = np.where(ended, states[1:], np.nan).transpose(2, 0, 1)[:rows]
@@ -375,9 +383,9 @@ class HeyokaBatch(Peer):
                 solver.set_time(grid[0, 0])
                 solver.state[:size], solver.state[size:] = y[pick].T, 0.0
                 solver.pars[:] = p[pick].T
-                states = solver.propagate_grid(grid, max_steps=1_000_000)[1]
+                states = solver.propagate_grid(grid, max_steps=EXPLICIT_STEPS)[1]
                 rows = min(lanes, len(y) - first)
-                total = states[:, size:].sum(0).reshape(size, width, lanes).sum(0)
+                total = np.tensordot(case.weights, states[:, size:].sum(0).reshape(size, width, lanes), 1)
                 out[first : first + rows] = total.T[:rows]
             return out
 
@@ -411,6 +419,7 @@ class CyRK(Peer):
         from numba import njit
 
         into, method = _compiled_into(case), self.method
+        most = IMPLICIT_STEPS if self.stiff else EXPLICIT_STEPS
 
         def ordered(out, t, y, p):  # noqa: ANN202
             into(t, y, out, p)
@@ -429,6 +438,7 @@ class CyRK(Peer):
                     args=p[r],
                     rtol=rtol,
                     atol=atol,
+                    max_num_steps=most,
                 )
                 if row.success and row.y.shape[1] == len(grid):
                     states = row.y
@@ -463,7 +473,7 @@ class Casadi(Peer):
 
         y, p = ca.SX.sym("y", len(case.states)), ca.SX.sym("p", len(case.parameters))
         slopes = case.rhs(0.0, [y[i] for i in range(y.numel())], [p[i] for i in range(p.numel())])
-        options = {"reltol": rtol, "abstol": atol, "max_num_steps": 1_000_000}
+        options = {"reltol": rtol, "abstol": atol, "max_num_steps": IMPLICIT_STEPS}
         if not case.stiff:
             options |= {"linear_multistep_method": "adams", "nonlinear_solver_iteration": "functional"}
         system = {"x": y, "p": p, "ode": ca.vertcat(*slopes)}
@@ -492,18 +502,15 @@ class Casadi(Peer):
         """One forward sensitivity per parameter, all in one integration."""
         import casadi as ca
 
-        looks, size, width = len(case.times) - 1, len(case.states), len(case.parameters)
+        looks, width = len(case.times) - 1, len(case.parameters)
         plain = self._integrator(case, case.times[1:] - case.times[0], rtol, atol)
-        solve = plain.factory("sensitivities", ["x0", "p", "fwd:p"], ["fwd:xf"])
         several = plain.forward(width)
-        del solve
-        seeds = np.eye(width)
         inputs, outputs = plain.name_in(), plain.name_out()
         empty = {
             **{f"out_{k}": ca.DM.zeros(*plain.size_out(k)) for k in outputs},
             **{f"fwd_{k}": ca.DM.zeros(plain.size1_in(k), plain.size2_in(k) * width) for k in inputs},
         }
-        empty["fwd_p"] = ca.DM(seeds)
+        empty["fwd_p"] = ca.DM.eye(width)
 
         def gradient(y: Array, p: Array) -> Array:
             out = np.full((len(y), width), np.nan)
@@ -511,11 +518,9 @@ class Casadi(Peer):
                 given = {"x0": y[r], "p": p[r]}
                 nominal = plain(**given)
                 states = several(**{**empty, **given, **{f"out_{k}": nominal[k] for k in outputs}})
-                sums = states["fwd_xf"].full().sum(0).reshape(width, looks)
-                out[r] = sums.sum(1)
+                out[r] = (case.weights @ states["fwd_xf"].full()).reshape(width, looks).sum(1)
             return out
 
-        assert size
         return gradient
 
 
@@ -566,7 +571,7 @@ class Diffrax(Peer):
                 p,
                 saveat=diffrax.SaveAt(ts=grid),
                 stepsize_controller=steps,
-                max_steps=1_000_000,
+                max_steps=IMPLICIT_STEPS if self.stiff else EXPLICIT_STEPS,
                 throw=False,
                 **more,
             )
@@ -593,7 +598,7 @@ class Diffrax(Peer):
         row, begin, grid = self._row(case, rtol, atol), float(case.times[0]), np.array(case.times[1:])
 
         def total(y: Any, p: Any) -> Any:
-            return row(begin, grid, y, p, diffrax.ForwardMode()).sum()
+            return (row(begin, grid, y, p, diffrax.ForwardMode()) * case.weights).sum()
 
         solve = jax.jit(jax.vmap(jax.jacfwd(total, argnums=1)))
         return lambda y, p: np.asarray(solve(y, p))
@@ -619,7 +624,7 @@ class Torchode(Peer):
 
         term = to.ODETerm(slopes, with_args=True)
         control = to.IntegralController(atol=atol, rtol=rtol, term=term)
-        solver = to.AutoDiffAdjoint(to.Tsit5(term=term), control)
+        solver = to.AutoDiffAdjoint(to.Tsit5(term=term), control, max_steps=EXPLICIT_STEPS)
 
         def advance(segment: Segment, y: Array, p: Array) -> Array:
             column = np.concatenate([[segment.begin], segment.grid])

@@ -54,6 +54,11 @@ class Case:
         """The slopes of one row as a list of floats."""
         return list(self.rhs(t, y, p))
 
+    @property
+    def weights(self) -> Array:
+        """One weight per state, for gradients of a sum: a plain sum would be constant by mass balance."""
+        return np.arange(1.0, len(self.states) + 1)
+
     def starts(self, count: int) -> Array:
         """The start of each row (row, state)."""
         return np.tile(np.array(self.start), (count, 1))

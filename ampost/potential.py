@@ -1,0 +1,138 @@
+"""The potential of a model, -log joint in z, without running its Pyro program in each call.
+
+The program runs once while torch records what is done to the tensors, gradient included; the ODE is one
+operation of that record. What does not depend on z is computed then and there. MCMC, which asks for one
+point at a time, saves most of its time so.
+"""
+
+from __future__ import annotations
+
+import operator
+import warnings
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Node
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.node import map_arg
+
+from ampost.experiments import Experiments
+from ampost.model import Model
+from ampost.ode import compiled
+
+BEYOND = 1e10  # where the joint density is not finite
+Both = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+
+class Potential:
+    """-log joint of one data set at z (z,), a scalar that gradients flow through.
+
+    `recorded` is false, after a warning with the reason, where the program cannot be recorded, since it
+    branches on values in Python; each call then runs it.
+    """
+
+    def __init__(self, model: Model, data: Experiments) -> None:
+        direct = _direct(model, data)
+        before = set(compiled.jobs)
+        try:
+            self._both, self.recorded = _recorded(direct, model.z_size(data.count)), True
+        except (RuntimeError, _DifferentError) as reason:
+            warnings.warn(
+                f"the program {model.name!r} cannot be recorded and is run in each call, which is slower: "
+                f"{str(reason).splitlines()[0]}",
+                stacklevel=2,
+            )
+            self._both, self.recorded = direct, False
+        weakref.finalize(self, _let_go, set(compiled.jobs) - before)
+
+    def __call__(self, z: Tensor) -> Tensor:
+        """The potential at z."""
+        return _Known.apply(z, self._both)  # type: ignore[no-any-return, no-untyped-call]
+
+
+class _DifferentError(Exception):
+    """The record gives other numbers than the program."""
+
+
+class _Known(torch.autograd.Function):
+    """A value whose gradient came along with it."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, both: Both) -> Tensor:  # noqa: ANN401
+        value, gradient = both(z.detach())
+        ctx.save_for_backward(gradient)
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, outer: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401
+        (gradient,) = ctx.saved_tensors
+        return outer * gradient, None
+
+
+def _direct(model: Model, data: Experiments) -> Both:
+    """Potential and gradient by running the program."""
+
+    def both(z: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.enable_grad():
+            z = z.detach().requires_grad_()
+            value = -model.log_joint(z[None, None], data)[0, 0]
+            value = torch.where(torch.isfinite(value), value, BEYOND)
+            (gradient,) = torch.autograd.grad(value, z)
+        return value.detach(), torch.nan_to_num(gradient, nan=0.0, posinf=0.0, neginf=0.0)
+
+    return both
+
+
+def _recorded(direct: Both, size: int) -> Both:
+    """`direct` as a record of operations, compared with it at random points."""
+    generator = torch.Generator().manual_seed(0)
+    points = 0.5 * torch.randn(4, size, generator=generator, dtype=torch.float64)
+    direct(points[0])  # compile what is to be compiled
+    graph = make_fx(direct)(points[0])
+    with torch.no_grad():
+        _fold(graph)
+
+    def both(z: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.inference_mode():
+            value, gradient = graph(z)
+        return value.clone(), gradient.clone()
+
+    for point in points:
+        for mine, theirs in zip(both(point), direct(point), strict=True):
+            if not torch.allclose(mine, theirs, rtol=1e-9, atol=1e-12):
+                raise _DifferentError("its operations depend on values")
+    return both
+
+
+def _fold(graph: GraphModule) -> None:
+    """Compute what does not depend on the input, once and for all."""
+    depends: set[Node] = set()
+    for node in graph.graph.nodes:
+        if node.op == "placeholder" or any(a in depends for a in node.all_input_nodes):
+            depends.add(node)
+    known: dict[Node, Any] = {}
+    for node in list(graph.graph.nodes):
+        if node in depends or node.op == "output":
+            continue
+        if node.op == "get_attr":
+            known[node] = operator.attrgetter(node.target)(graph)
+            continue
+        given = map_arg(node.args, known.__getitem__), map_arg(node.kwargs, known.__getitem__)
+        known[node] = node.target(*given[0], **given[1])
+        if any(user in depends for user in node.users):
+            name = f"_known{len(known)}"
+            setattr(graph, name, known[node])
+            with graph.graph.inserting_before(node):
+                kept = graph.graph.get_attr(name)
+            known[kept] = known[node]
+            node.replace_all_uses_with(kept)
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+
+
+def _let_go(jobs: set[int]) -> None:
+    for job in jobs:
+        compiled.jobs.pop(job, None)
