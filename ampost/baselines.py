@@ -100,7 +100,7 @@ def nuts(
             begin = model.simulate(1, derive(seed, "nuts", chain), data.without_values()).z[0]
             with seeded(derive(seed, "chain", chain)):
                 mcmc = MCMC(
-                    NUTS(potential_fn=potential),
+                    NUTS(potential_fn=potential, full_mass=True),
                     draws,
                     warmup_steps=warmup,
                     initial_params={"z": begin},

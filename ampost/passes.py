@@ -63,7 +63,7 @@ class Holding:
         for status in self.statuses:
             bad = status != 0
             bad = bad.expand(torch.broadcast_shapes(bad.shape, (*lead, *(1,) * (bad.dim() - len(lead)))))
-            failed |= bad.flatten(len(lead)).any(-1) if bad.dim() > len(lead) else bad
+            failed = failed | (bad.flatten(len(lead)).any(-1) if bad.dim() > len(lead) else bad)
         return failed
 
 
