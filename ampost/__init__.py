@@ -19,6 +19,7 @@ _HOMES = {
     "read_table": "tables",
     "Compiled": "ode.compiled",
     "Eager": "ode.eager",
+    "failures": "ode.failures",
     "tsitouras": "ode.methods",
     "rodas": "ode.methods",
     "Potential": "potential",

@@ -14,6 +14,7 @@ from torch import Tensor
 from ampost.errors import TrainingError
 from ampost.experiments import Experiments
 from ampost.model import Model
+from ampost.ode.failures import Failure
 from ampost.ode.problem import OdeProblem, Rows, Solver, Trajectory, flatten
 from ampost.passes import Holding
 from ampost.program import recording
@@ -41,6 +42,7 @@ class Bank:
     protocols: Experiments
     tracks: dict[str, Track]
     failures: int
+    examples: tuple[Failure, ...] = ()
 
     def __len__(self) -> int:
         return self.z.shape[0]
@@ -93,12 +95,18 @@ def build(model: Model, rows: int, seed: int, show: bool | None = None, chunk: i
             bar.advance(min(chunk, rows - start))
     failures = sum(p.failures for p in parts)
     if failures == rows:
-        raise TrainingError(f"all {rows} simulations of {model.name!r} failed; narrow the prior")
+        raise TrainingError(
+            f"all {rows} simulations of {model.name!r} failed; narrow the prior. "
+            f"{next((str(e) for p in parts for e in p.examples), '')}"
+        )
     first = parts[0]
     if len(parts) == 1:
         return first
     tracks = {name: _end_to_end([p.tracks[name] for p in parts]) for name in first.tracks}
-    return Bank(torch.cat([p.z for p in parts]), _joined([p.protocols for p in parts]), tracks, failures)
+    examples = tuple(e for p in parts for e in p.examples)[:3]
+    return Bank(
+        torch.cat([p.z for p in parts]), _joined([p.protocols for p in parts]), tracks, failures, examples
+    )
 
 
 def _end_to_end(tracks: list[Track]) -> Track:
@@ -145,7 +153,7 @@ def _chunk(model: Model, count: int, seed: int) -> Bank:
         tracks[problem.name] = Track(
             dense[good], states[good].float().double(), _slopes(flat, states)[good], names
         )
-    return Bank(drawn.z[good], protocols.at(good), tracks, int((~good).sum()))
+    return Bank(drawn.z[good], protocols.at(good), tracks, int((~good).sum()), drawn.failures)
 
 
 def _grid(model: Model, protocols: Experiments) -> tuple[Tensor, Tensor]:
@@ -184,5 +192,6 @@ def _slopes(flat: Rows, states: Tensor) -> Tensor:
     end = begin + flat.dose_duration[:, None]
     on = infused[:, None] & torch.where(late, (t >= begin) & (t < end), (t > begin) & (t <= end))
     rate = torch.where(on, (flat.dose_amount / flat.dose_duration.clamp(min=1e-300))[:, None], 0.0)
-    onto = torch.nn.functional.one_hot(flat.dose_target, states.shape[-1]).to(rate)
+    size = states.shape[-1]  # targets beyond the states are events, which have no inflow
+    onto = torch.nn.functional.one_hot(flat.dose_target.clamp(max=size), size + 1)[..., :size].to(rate)
     return slopes + torch.einsum("rtn,rns->rts", rate, onto).reshape(states.shape)

@@ -19,8 +19,9 @@ from ampost.bijection import bijection, standardise
 from ampost.design import Design
 from ampost.errors import ExperimentError, ModelError, UnsupportedError
 from ampost.experiments import Experiments
-from ampost.ode.compiled import Compiled
+from ampost.ode.failures import Failure
 from ampost.ode.problem import Solver
+from ampost.ode.solvers import default
 from ampost.passes import (
     Asked,
     Fixed,
@@ -60,12 +61,16 @@ class Scores:
 
 @dataclass(frozen=True)
 class Simulation:
-    """Draws from prior and likelihood: z (draw, z), experiments with values, and what failed."""
+    """Draws from prior and likelihood: z (draw, z), experiments with values, and what failed.
+
+    `failures` holds the first few rows that failed, each with a snippet that runs it again.
+    """
 
     z: Tensor
     parameters: Mapping[str, Tensor]
     experiments: Experiments
     failed: Tensor
+    failures: tuple[Failure, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -81,7 +86,7 @@ class Model:
     program: Program
     design: Design
     units: Mapping[str, str] = field(default_factory=dict)
-    solver: Solver = field(default_factory=Compiled)
+    solver: Solver = field(default_factory=default)
     _layouts: dict[int, tuple[Site, ...]] = field(default_factory=dict, repr=False, compare=False)
     _channels: list[str] = field(default_factory=list, repr=False, compare=False)
 
@@ -171,6 +176,7 @@ class Model:
             parameters={k: v[:, 0] for k, v in run.named(sites).items()},
             experiments=looks.with_values(values),
             failed=holding.failed((looks.batch[0], 1))[:, 0],
+            failures=tuple(holding.examples),
         )
 
     def check_data(self, data: Experiments) -> None:

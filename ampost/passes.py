@@ -14,7 +14,8 @@ from torch import Tensor
 
 from ampost.bijection import Standard, bijection
 from ampost.errors import ModelError, OdeError
-from ampost.ode.problem import OdeProblem, Solver, Status, Trajectory
+from ampost.ode.failures import Failure, failures
+from ampost.ode.problem import OdeProblem, Solver, Status, Trajectory, truth
 from ampost.program import is_observation
 
 
@@ -51,10 +52,13 @@ class Holding:
     def __init__(self, solver: Solver, hold: bool = True) -> None:
         self.solver, self.hold = solver, hold
         self.statuses: list[Tensor] = []
+        self.examples: list[Failure] = []
 
     def __call__(self, problem: OdeProblem) -> Trajectory:
         trajectory = self.solver(problem)
         self.statuses.append(trajectory.status)
+        if self.hold and truth(trajectory.status.any()):
+            self.examples += failures(problem, trajectory, most=3)
         return replace(trajectory, states=held(trajectory.states)) if self.hold else trajectory
 
     def failed(self, lead: tuple[int, ...]) -> Tensor:

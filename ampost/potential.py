@@ -21,7 +21,7 @@ from torch.fx.node import map_arg
 
 from ampost.experiments import Experiments
 from ampost.model import Model
-from ampost.ode import compiled
+from ampost.ode.problem import jobs
 
 BEYOND = 1e10  # where the joint density is not finite
 Both = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -36,7 +36,7 @@ class Potential:
 
     def __init__(self, model: Model, data: Experiments) -> None:
         direct = _direct(model, data)
-        before = set(compiled.jobs)
+        before = set(jobs)
         try:
             self._both, self.recorded = _recorded(direct, model.z_size(data.count)), True
         except (RuntimeError, _DifferentError) as reason:
@@ -46,7 +46,7 @@ class Potential:
                 stacklevel=2,
             )
             self._both, self.recorded = direct, False
-        weakref.finalize(self, _let_go, set(compiled.jobs) - before)
+        weakref.finalize(self, _let_go, set(jobs) - before)
 
     def __call__(self, z: Tensor) -> Tensor:
         """The potential at z."""
@@ -138,6 +138,6 @@ def _fold(graph: GraphModule) -> None:
     graph.recompile()
 
 
-def _let_go(jobs: set[int]) -> None:
-    for job in jobs:
-        compiled.jobs.pop(job, None)
+def _let_go(mine: set[int]) -> None:
+    for job in mine:
+        jobs.pop(job, None)

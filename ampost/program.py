@@ -21,8 +21,8 @@ from torch.distributions import Distribution
 
 from ampost.errors import ModelError, OdeError, UnsupportedError
 from ampost.experiments import CENSORING, Channel, Doses, Experiments, Input
-from ampost.ode.compiled import Compiled
-from ampost.ode.problem import Event, OdeProblem, RightHandSide, Solver, Trajectory
+from ampost.ode.problem import Event, OdeProblem, RightHandSide, Solver, Trajectory, truth
+from ampost.ode.solvers import default
 
 CHANNEL = "ampost_channel"
 
@@ -90,7 +90,7 @@ def _tensors(kind: str, values: Mapping[str, Any], experiments: Experiments) -> 
 
 @effectful(type="ode")
 def _ode(problem: OdeProblem) -> Trajectory:
-    return Compiled()(problem)
+    return default()(problem)
 
 
 class answering(Messenger):
@@ -147,7 +147,7 @@ def observe(name: str, noise: TorchDistribution, experiments: Experiments) -> Te
     channel = experiments.channels.get(name)
     if channel is None:
         return None
-    if channel.censoring is not None and bool((channel.censoring[channel.mask] != 0).any()):
+    if channel.censoring is not None and truth((channel.mask & (channel.censoring != 0)).any()):
         kinds = sorted({CENSORING[int(c)] for c in channel.censoring[channel.mask].unique()} - {"none"})
         raise UnsupportedError(
             f"channel {name!r} has {' and '.join(kinds)}-censored values, whose likelihood is not "

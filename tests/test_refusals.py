@@ -382,14 +382,12 @@ def test_a_model_that_fails_for_some_draws_only_is_accepted() -> None:
 # ------------------------------------------------------------------------------ not supported yet
 
 
-def test_events_are_refused_by_name() -> None:
-    with pytest.raises(UnsupportedError, match=r"events pulse, which are not supported yet; a dose"):
-        Model(solving(decay, events={"pulse": lambda y, p, amount: y}), DESIGN)
+def test_doses_into_no_event_are_refused_by_name() -> None:
     target = read(doses=DOSES.assign(target="pulse"))
-    with pytest.raises(
-        OdeError, match=r"doses go into 'pulse', which is no state .*events are not supported yet"
-    ):
+    with pytest.raises(OdeError, match=r"doses go into 'pulse', which is no state .*its events none"):
         odeint(decay, {"P": 1.0}, {"rate": 1.0}, target)
+    with pytest.raises(OdeError, match=r"'pulse' of odeint .* is 1.0, expected a function jump"):
+        odeint(decay, {"P": 1.0}, {"rate": 1.0}, target, events={"pulse": 1.0})  # type: ignore[dict-item]
 
 
 def test_inputs_are_refused_by_name(kinetics: Model) -> None:
@@ -398,9 +396,10 @@ def test_inputs_are_refused_by_name(kinetics: Model) -> None:
         kinetics.check_data(data)
     with pytest.raises(UnsupportedError, match=r"inputs \(feed\) are not supported yet"):
         Design.like(data)
-    for given in (data.inputs["feed"], lambda t: 2 * t):
-        with pytest.raises(UnsupportedError, match=r"parameter 'rate' .* is an input or a function of time"):
-            odeint(decay, {"P": 1.0}, {"rate": given}, data)
+    with pytest.raises(OdeError, match=r"'rate' .*, expected .* write a function of t into the right-hand"):
+        odeint(decay, {"P": 1.0}, {"rate": lambda t: 2 * t}, data)
+    with pytest.raises(OdeError, match="'rate' .* has no breakpoint in some experiment; give every"):
+        odeint(decay, {"P": 1.0}, {"rate": data.inputs["feed"]}, data)
 
 
 @pytest.mark.parametrize("kind", ["left", "right", "interval"])

@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ from ampost.ode import kernels
 from ampost.ode.eager import Eager
 from ampost.ode.functions import Functions, functions_of
 from ampost.ode.methods import Method, rodas, tsitouras
-from ampost.ode.problem import OdeProblem, Rows, Trajectory, check, edges_of, flatten, truth
+from ampost.ode.problem import OdeProblem, Rows, Trajectory, check, edges_of, flatten, jobs, truth
 
 CHUNK = 64
 STORED = 2**24  # sensitivities kept for the backward pass, in numbers; more are computed again there
@@ -63,8 +63,7 @@ class Compiled:
         rows = flatten(problem)
         functions = None
         if rows.times.dtype == torch.float64 and rows.times.device.type == "cpu":
-            with disable_proxy_modes_tracing():
-                functions = functions_of(problem, rows)
+            functions = functions_of(problem, rows)
         if functions is None:
             return Eager(self.rtol, self.atol, self.max_steps)(problem)
         return rows.unflatten(tuple(problem.initial), *_solve(self, functions, rows))
@@ -175,9 +174,6 @@ class _Solution(torch.autograd.Function):
         return (None, *_by_input(job, inputs, collected))
 
 
-jobs: dict[int, _Job] = {}  # of operations `solve` in recorded graphs, which whoever recorded them lets go
-
-
 @torch.library.custom_op("ampost::solve", mutates_args=())
 def solve(
     job: int, start: Tensor, parameters: Tensor, time: Tensor, jump: Tensor, rate: Tensor
@@ -262,7 +258,7 @@ def _integrate(job: _Job, inputs: tuple[Tensor, ...], weights: Tensor | None) ->
             *(patient, PATIENCE_PER_EDGE, kinds, index, answer.states, stored, given, answer.gradient),
             *(answer.status, steps, answer.reached, answer.ended),
         )
-        _spread(lambda rows, arguments=arguments: kernels.drive(*arguments, rows), left)  # type: ignore[misc]
+        _spread(partial(kernels.drive, *arguments), left)
         if not answer.status.any():
             break
         left = np.flatnonzero(np.isin(answer.status, _AGAIN))

@@ -18,6 +18,7 @@ from ampost.ode.methods import TSITOURAS_A, TSITOURAS_C, TSITOURAS_ERROR, tsitou
 from ampost.ode.problem import OdeProblem, Rows, Status, Trajectory, check, edges_of, flatten
 from ampost.ode.trace import after
 
+
 @dataclass(frozen=True)
 class Eager:
     """The torch solver: relative and absolute tolerance per step and a step budget per row.
@@ -307,6 +308,4 @@ class _Run:
 
 def _put(front: _Front, at: Tensor, part: _Front) -> _Front:
     """`front` with its rows `at` replaced."""
-    return _Front(
-        *(getattr(front, n).index_put((at,), getattr(part, n)) for n in front.__dataclass_fields__)
-    )
+    return _Front(*(getattr(front, n).index_put((at,), getattr(part, n)) for n in front.__dataclass_fields__))

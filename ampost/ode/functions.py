@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
 
 from ampost.errors import OdeError
 from ampost.ode import kernels
@@ -106,19 +107,23 @@ class Functions:
         known = np.isfinite(theirs.numpy())  # torch differentiates both branches of a where, and may get NaN
         if not np.allclose(mine[known], theirs.numpy()[known], rtol=1e-7, atol=1e-12):
             raise OdeError(
-                f"the compiled derivative of the right-hand side of odeint {self._name!r} differs from torch's; "
-                f"use solver=Eager() and report the right-hand side"
+                f"the compiled derivative of the right-hand side of odeint {self._name!r} differs from "
+                f"torch's; use solver=Eager() and report the right-hand side"
             )
 
 
-_IN_ORDER = ("begin", "slopes", "attempt", "look", "jump", "linearise", "column", "jump_column")
-_IN_ORDER = (*_IN_ORDER, "columns", "look_columns")
+_IN_ORDER = (
+    *("begin", "slopes", "attempt", "look", "jump"),
+    *("linearise", "column", "jump_column", "columns", "look_columns"),
+)
 
 
 class _Points:
     """Eight random times, states and parameters around those of the first rows, to compare at."""
 
-    def __init__(self, problem: OdeProblem, time: Tensor, states: Tensor, parameters: Mapping[str, Tensor]) -> None:
+    def __init__(
+        self, problem: OdeProblem, time: Tensor, states: Tensor, parameters: Mapping[str, Tensor]
+    ) -> None:
         self.problem, self.time, self.states, self.parameters = problem, time, states, parameters
         # inputs: a value, a slope and when it began
         self.signals = {name: (1.0 + 0.1 * k, 0.3, 0.2) for k, name in enumerate(problem.inputs)}
@@ -164,7 +169,8 @@ def functions_of(problem: OdeProblem, rows: Rows) -> Functions | None:
         _warn(problem.name, reason)
         return None
     if key not in _known:
-        _known[key] = _made(problem, rows)
+        with disable_proxy_modes_tracing():
+            _known[key] = _made(problem, rows)
     return _known[key]
 
 
@@ -193,7 +199,7 @@ def _warn(name: str, reason: NotTraceableError) -> None:
 
 
 def _infused(rows: Rows) -> bool:
-    return truth((rows.dose_duration > 0).any())
+    return rows.dose_duration.shape[1] > 0 and truth((rows.dose_duration > 0).any())
 
 
 def _key(problem: OdeProblem, rows: Rows) -> Any:

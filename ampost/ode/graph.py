@@ -12,8 +12,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 CONDITIONS = frozenset(("lt", "le", "gt", "ge", "eq", "ne", "and", "or", "not"))
-FUNCTIONS = ("exp", "expm1", "log", "log1p", "sin", "cos", "tan", "asin", "acos", "atan", "sinh", "cosh")
-FUNCTIONS = (*FUNCTIONS, "tanh", "erf", "pow")  # called by name from the C library
+FUNCTIONS = (  # called by name from the C library
+    *("exp", "expm1", "log", "log1p", "sin", "cos", "tan", "asin", "acos", "atan"),
+    *("sinh", "cosh", "tanh", "erf", "pow"),
+)
 OPERATIONS = ("add", "sub", "mul", "div", "neg", "abs", "sqrt", "floor", "maximum", "minimum", "where")
 
 _FOLD: dict[str, Callable[..., float]] = {

@@ -130,9 +130,9 @@ def drive(
     block, at_block = _slots(block_slots)
     area, at_area = _slots(area_slots)
     flat, at_column = _slots(max(1, columns * area_slots + (m + columns) * stages * n))
-    forced = flat[columns * area_slots :]  # the derivatives by parameters, and by rates, stand behind the columns
+    forced = flat[columns * area_slots :]
     at_force = at_column + columns * area_slots * LANES * 8
-    jumped, at_jumped = _slots(max(1, (m + columns) * n))
+    _jumped, at_jumped = _slots(max(1, (m + columns) * n))
     wide = area_slots * LANES * 8  # bytes of one column
     force = stages * n * LANES * 8  # and of its forcing
     storing, summing = sensitivities.shape[0] > 0, weights.shape[0] > 0
@@ -146,38 +146,38 @@ def drive(
     stiff, calm = np.zeros(LANES, dtype=np.int64), np.zeros(LANES, dtype=np.int64)
     fresh, due = np.zeros(LANES, dtype=np.bool_), np.zeros(LANES, dtype=np.bool_)
     end = np.zeros(LANES)
-    for l in range(LANES):
-        block[RTOL, l] = rtol
-        block[ATOL, l] = atol
+    for lane in range(LANES):
+        block[RTOL, lane] = rtol
+        block[ATOL, lane] = atol
     following = 0
     if looks == 0:
         return
     while True:
         # ---------------------------------------------------------------- rows take the free lanes
         busy, settling = False, False
-        for l in range(LANES):
-            if row[l] < 0 and following < rows.size:
+        for lane in range(LANES):
+            if row[lane] < 0 and following < rows.size:
                 r = rows[following]
                 following += 1
-                row[l], edge[l], look[l], taken[l], stiff[l], calm[l] = r, 0, 0, 0, 0, 0
-                fresh[l], end[l] = True, times[r, looks - 1]
-                block[TIME, l] = start
+                row[lane], edge[lane], look[lane], taken[lane], stiff[lane], calm[lane] = r, 0, 0, 0, 0, 0
+                fresh[lane], end[lane] = True, times[r, looks - 1]
+                block[TIME, lane] = start
                 for k in range(m):
-                    block[HEAD + k, l] = parameters[r, k]
+                    block[HEAD + k, lane] = parameters[r, k]
                 for k in range(HEAD + m, inflow_at + n):
-                    block[k, l] = 0.0
+                    block[k, lane] = 0.0
                 for k in range(area_slots):
-                    area[k, l] = 0.0
+                    area[k, lane] = 0.0
                 for i in range(n):
-                    area[i, l] = begin[r, i]
+                    area[i, lane] = begin[r, i]
                 for k in range(columns * area_slots):
-                    flat[k, l] = 0.0
+                    flat[k, lane] = 0.0
                 for c in range(columns):
                     if kinds[c] == INITIAL:
-                        flat[c * area_slots + index[c], l] = 1.0
+                        flat[c * area_slots + index[c], lane] = 1.0
                     for k in range(stages * n):
                         if kinds[c] != PARAMETER:
-                            forced[(m + c) * stages * n + k, l] = 0.0
+                            forced[(m + c) * stages * n + k, lane] = 0.0
                 for j in range(looks):
                     for i in range(n):
                         states[r, j, i] = np.nan
@@ -189,36 +189,40 @@ def drive(
                         for c in range(columns):
                             for i in range(n):
                                 sensitivities[r, j, c, i] = 0.0
-            busy = busy or row[l] >= 0
-            settling = settling or fresh[l]
+            busy = busy or row[lane] >= 0
+            settling = settling or fresh[lane]
         if not busy:
             break
         # ------------------- at the start and at edges: look before, jump, look after, begin again
         while settling:
             settling, eventful = False, False
-            for l in range(LANES):
-                due[l] = False
-                block[EVENT, l] = -1.0
-                if not fresh[l]:
+            for lane in range(LANES):
+                due[lane] = False
+                block[EVENT, lane] = -1.0
+                if not fresh[lane]:
                     continue
-                r, t = row[l], block[TIME, l]
-                jumps = _jumps_now(r, edge[l], edge_time, t)
-                while look[l] < looks and times[r, look[l]] <= t and not (jumps and after_dose[r, look[l]]):
+                r, t = row[lane], block[TIME, lane]
+                jumps = _jumps_now(r, edge[lane], edge_time, t)
+                while (
+                    look[lane] < looks
+                    and times[r, look[lane]] <= t
+                    and not (jumps and after_dose[r, look[lane]])
+                ):
                     for i in range(n):
-                        states[r, look[l], i] = area[i, l]
+                        states[r, look[lane], i] = area[i, lane]
                         for c in range(columns):
-                            seen = flat[c * area_slots + i, l]
+                            seen = flat[c * area_slots + i, lane]
                             if storing:
-                                sensitivities[r, look[l], c, i] = seen
-                            elif summing and weights[r, look[l], i] != 0.0:
-                                gradient[r, c] += weights[r, look[l], i] * seen
-                    look[l] += 1
+                                sensitivities[r, look[lane], c, i] = seen
+                            elif summing and weights[r, look[lane], i] != 0.0:
+                                gradient[r, c] += weights[r, look[lane], i] * seen
+                    look[lane] += 1
                 if jumps:
-                    due[l], settling = True, True
-                    target = edge_target[r, edge[l]]
-                    block[AMOUNT, l] = edge_jump[r, edge[l]]
+                    due[lane], settling = True, True
+                    target = edge_target[r, edge[lane]]
+                    block[AMOUNT, lane] = edge_jump[r, edge[lane]]
                     if n <= target < n + events:
-                        block[EVENT, l] = float(target - n)
+                        block[EVENT, lane] = float(target - n)
                         eventful = True
             if not settling:
                 break
@@ -226,82 +230,86 @@ def drive(
                 _call(code[SLOPES], at_block, at_area, 0)
                 for c in range(columns):
                     if kinds[c] == EDGE_TIME:
-                        for l in range(LANES):
-                            if due[l] and edge[l] == index[c]:
+                        for lane in range(LANES):
+                            if due[lane] and edge[lane] == index[c]:
                                 for i in range(n):
-                                    flat[c * area_slots + i, l] += area[2 * n + i, l]
+                                    flat[c * area_slots + i, lane] += area[2 * n + i, lane]
             if eventful:
                 _call(code[JUMP], at_block, at_area, at_jumped)
                 for c in range(columns):
-                    for l in range(LANES):
-                        hot = kinds[c] == EDGE_JUMP and due[l] and edge[l] == index[c]
-                        block[HOT, l] = 1.0 if hot else 0.0
+                    for lane in range(LANES):
+                        hot = kinds[c] == EDGE_JUMP and due[lane] and edge[lane] == index[c]
+                        block[HOT, lane] = 1.0 if hot else 0.0
                     _call(
                         code[JUMP_COLUMN], at_block, at_column + c * wide, at_jumped + mine[c] * n * LANES * 8
                     )
-            for l in range(LANES):
-                if not due[l]:
+            for lane in range(LANES):
+                if not due[lane]:
                     continue
-                r = row[l]
-                target, jump, rate = edge_target[r, edge[l]], edge_jump[r, edge[l]], edge_rate[r, edge[l]]
+                r = row[lane]
+                target, jump, rate = (
+                    edge_target[r, edge[lane]],
+                    edge_jump[r, edge[lane]],
+                    edge_rate[r, edge[lane]],
+                )
                 if target < n:
-                    area[target, l] += jump
-                    block[inflow_at + target, l] += rate
+                    area[target, lane] += jump
+                    block[inflow_at + target, lane] += rate
                     for c in range(columns):
-                        if kinds[c] == EDGE_JUMP and index[c] == edge[l]:
-                            flat[c * area_slots + target, l] += 1.0
-                        if kinds[c] == EDGE_RATE and index[c] == edge[l]:
+                        if kinds[c] == EDGE_JUMP and index[c] == edge[lane]:
+                            flat[c * area_slots + target, lane] += 1.0
+                        if kinds[c] == EDGE_RATE and index[c] == edge[lane]:
                             for k in range(stages):
-                                forced[((m + c) * stages + k) * n + target, l] = 1.0
+                                forced[((m + c) * stages + k) * n + target, lane] = 1.0
                 elif target < n + events:
                     for i in range(n):
-                        area[i, l] = area[2 * n + i, l]
+                        area[i, lane] = area[2 * n + i, lane]
                         for c in range(columns):
-                            flat[c * area_slots + i, l] = flat[c * area_slots + 2 * n + i, l]
+                            flat[c * area_slots + i, lane] = flat[c * area_slots + 2 * n + i, lane]
                 else:
                     at = HEAD + m + 3 * (target - n - events)
-                    block[at, l], block[at + 1, l], block[at + 2, l] = jump, rate, block[TIME, l]
-                edge[l] += 1
+                    block[at, lane], block[at + 1, lane], block[at + 2, lane] = jump, rate, block[TIME, lane]
+                edge[lane] += 1
             if by_time:
                 _call(code[SLOPES], at_block, at_area, 0)
                 for c in range(columns):
                     if kinds[c] == EDGE_TIME:
-                        for l in range(LANES):
-                            if due[l] and edge[l] - 1 == index[c]:
+                        for lane in range(LANES):
+                            if due[lane] and edge[lane] - 1 == index[c]:
                                 for i in range(n):
-                                    flat[c * area_slots + i, l] -= area[2 * n + i, l]
+                                    flat[c * area_slots + i, lane] -= area[2 * n + i, lane]
         starting = False
-        for l in range(LANES):
-            if fresh[l]:
-                r = row[l]
-                block[ACCEPTED, l] = 0.0
-                block[REJECTED, l] = 0.0
-                block[PREVIOUS, l] = 1e-4
-                block[STOP, l] = end[l]
-                if edge[l] < edges and edge_time[r, edge[l]] < end[l]:
-                    block[STOP, l] = edge_time[r, edge[l]]
+        for lane in range(LANES):
+            if fresh[lane]:
+                r = row[lane]
+                block[ACCEPTED, lane] = 0.0
+                block[REJECTED, lane] = 0.0
+                block[PREVIOUS, lane] = 1e-4
+                block[STOP, lane] = end[lane]
+                if edge[lane] < edges and edge_time[r, edge[lane]] < end[lane]:
+                    block[STOP, lane] = edge_time[r, edge[lane]]
                 starting = True
         if starting:
             _call(code[BEGIN], at_block, at_area, 0)
-            for l in range(LANES):
-                if not fresh[l]:
+            for lane in range(LANES):
+                if not fresh[lane]:
                     continue
-                r = row[l]
-                fresh[l] = False
-                block[STEP, l] = block[TRIED, l]
+                r = row[lane]
+                fresh[lane] = False
+                block[STEP, lane] = block[TRIED, lane]
                 good = True
                 for i in range(n):
-                    good = good and math.isfinite(area[i, l]) and math.isfinite(area[2 * n + i, l])
-                    area[3 * n + i, l] = area[2 * n + i, l]
-                if look[l] >= looks or not good:
-                    status[r] = OK if look[l] >= looks else NOT_FINITE
-                    steps[r], reached[r] = taken[l], block[TIME, l]
+                    good = good and math.isfinite(area[i, lane]) and math.isfinite(area[2 * n + i, lane])
+                    area[3 * n + i, lane] = area[2 * n + i, lane]
+                if look[lane] >= looks or not good:
+                    status[r] = OK if look[lane] >= looks else NOT_FINITE
+                    steps[r], reached[r] = taken[lane], block[TIME, lane]
                     for i in range(n):
-                        ended[r, i] = area[i, l]
-                    row[l] = -1
+                        ended[r, i] = area[i, lane]
+                    row[lane] = -1
             busy = False
-            for l in range(LANES):
-                busy = busy or row[l] >= 0
+            for lane in range(LANES):
+                busy = busy or row[lane] >= 0
             if not busy:
                 continue
         # ------------------------------------------------------------------------------- one step
@@ -315,87 +323,87 @@ def drive(
         # ------------------------------------------------------------------------- look within it
         while True:
             some = False
-            for l in range(LANES):
-                due[l] = False
-                block[X, l] = 0.0
-                if row[l] >= 0 and block[ACCEPTED, l] > 0.5 and look[l] < looks:
-                    r, new = row[l], block[NEXT, l]
-                    when = times[r, look[l]]
-                    at_edge = when == new and _jumps_now(r, edge[l], edge_time, new)
-                    if when <= new and not (at_edge and after_dose[r, look[l]]):
-                        due[l], some = True, True
-                        x = (when - block[TIME, l]) / block[TRIED, l]
-                        block[X, l] = min(max(x, 0.0), 1.0)
+            for lane in range(LANES):
+                due[lane] = False
+                block[X, lane] = 0.0
+                if row[lane] >= 0 and block[ACCEPTED, lane] > 0.5 and look[lane] < looks:
+                    r, new = row[lane], block[NEXT, lane]
+                    when = times[r, look[lane]]
+                    at_edge = when == new and _jumps_now(r, edge[lane], edge_time, new)
+                    if when <= new and not (at_edge and after_dose[r, look[lane]]):
+                        due[lane], some = True, True
+                        x = (when - block[TIME, lane]) / block[TRIED, lane]
+                        block[X, lane] = min(max(x, 0.0), 1.0)
             if not some:
                 break
             _call(code[LOOK], at_block, at_area, 0)
-            for l in range(LANES):
-                if due[l]:
+            for lane in range(LANES):
+                if due[lane]:
                     for i in range(n):
-                        states[row[l], look[l], i] = area[2 * n + i, l]
+                        states[row[lane], look[lane], i] = area[2 * n + i, lane]
             if columns and code[COLUMNS]:
                 _call(code[LOOK_COLUMNS], at_block, at_area, at_column)
             for c in range(columns):
                 if not code[COLUMNS]:
                     _call(code[LOOK], at_block, at_column + c * wide, 0)
-                for l in range(LANES):
-                    if due[l]:
-                        r = row[l]
+                for lane in range(LANES):
+                    if due[lane]:
+                        r = row[lane]
                         for i in range(n):
-                            seen = flat[c * area_slots + 2 * n + i, l]
+                            seen = flat[c * area_slots + 2 * n + i, lane]
                             if storing:
-                                sensitivities[r, look[l], c, i] = seen
-                            elif weights[r, look[l], i] != 0.0:
-                                gradient[r, c] += weights[r, look[l], i] * seen
-            for l in range(LANES):
-                if due[l]:
-                    look[l] += 1
+                                sensitivities[r, look[lane], c, i] = seen
+                            elif weights[r, look[lane], i] != 0.0:
+                                gradient[r, c] += weights[r, look[lane], i] * seen
+            for lane in range(LANES):
+                if due[lane]:
+                    look[lane] += 1
         # -------------------------------------------------------------------- what became of rows
-        for l in range(LANES):
-            r = row[l]
+        for lane in range(LANES):
+            r = row[lane]
             if r < 0:
                 continue
-            taken[l] += 1
-            went = block[ACCEPTED, l] > 0.5
+            taken[lane] += 1
+            went = block[ACCEPTED, lane] > 0.5
             verdict = -1
             if went:
-                if look[l] >= looks:
+                if look[lane] >= looks:
                     verdict = OK
-                elif block[NEXT, l] >= block[STOP, l]:
-                    fresh[l] = True
-                    block[TIME, l] = block[NEXT, l]
-                    block[ACCEPTED, l] = 0.0
+                elif block[NEXT, lane] >= block[STOP, lane]:
+                    fresh[lane] = True
+                    block[TIME, lane] = block[NEXT, lane]
+                    block[ACCEPTED, lane] = 0.0
                     for i in range(n):
-                        area[i, l] = area[n + i, l]
+                        area[i, lane] = area[n + i, lane]
                         for c in range(columns):
-                            flat[c * area_slots + i, l] = flat[c * area_slots + n + i, l]
-                if block[STIFF, l] > 0.5:
-                    stiff[l] += 1
-                    calm[l] = 0
-                    if stiff[l] >= 15 and verdict < 0:
-                        left = (end[l] - block[NEXT, l]) / block[TRIED, l]
-                        if left > patience + patience_per_edge * (edges - edge[l]):
+                            flat[c * area_slots + i, lane] = flat[c * area_slots + n + i, lane]
+                if block[STIFF, lane] > 0.5:
+                    stiff[lane] += 1
+                    calm[lane] = 0
+                    if stiff[lane] >= 15 and verdict < 0:
+                        left = (end[lane] - block[NEXT, lane]) / block[TRIED, lane]
+                        if left > patience + patience_per_edge * (edges - edge[lane]):
                             verdict = STIFF_ROW
                 else:
-                    calm[l] += 1
-                    if calm[l] >= 6:
-                        stiff[l] = 0
-            elif not block[STEP, l] > 1e-14 * max(abs(block[TIME, l]), 1e-6 * abs(end[l])):
+                    calm[lane] += 1
+                    if calm[lane] >= 6:
+                        stiff[lane] = 0
+            elif not block[STEP, lane] > 1e-14 * max(abs(block[TIME, lane]), 1e-6 * abs(end[lane])):
                 verdict = STALLED
-            if verdict < 0 and taken[l] >= max_steps:
+            if verdict < 0 and taken[lane] >= max_steps:
                 verdict = TOO_MANY_STEPS
             if verdict < 0:
                 continue
-            if verdict == STALLED or verdict == TOO_MANY_STEPS:
+            if verdict in (STALLED, TOO_MANY_STEPS):
                 size, scale, known = 0.0, 1.0, True
                 for i in range(n):
-                    size, scale = max(size, abs(area[i, l])), max(scale, abs(begin[r, i]))
-                    known = known and math.isfinite(area[n + i, l])
+                    size, scale = max(size, abs(area[i, lane])), max(scale, abs(begin[r, i]))
+                    known = known and math.isfinite(area[n + i, lane])
                 if size > 1e8 * scale:
                     verdict = EXPLODED
                 elif verdict == STALLED and not known:
                     verdict = NOT_FINITE
-            status[r], steps[r], reached[r] = verdict, taken[l], block[NEXT if went else TIME, l]
+            status[r], steps[r], reached[r] = verdict, taken[lane], block[NEXT if went else TIME, lane]
             for i in range(n):
-                ended[r, i] = area[n + i if went and not fresh[l] else i, l]
-            row[l], fresh[l] = -1, False
+                ended[r, i] = area[n + i if went and not fresh[lane] else i, lane]
+            row[lane], fresh[lane] = -1, False

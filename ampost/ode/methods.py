@@ -22,12 +22,12 @@ Matrix = list[list[Any]]  # of symbols, or of numbers where an entry is constant
 class Scalars(Protocol):
     """A right-hand side at any point, on symbols."""
 
-    def slopes(self, t: Any, y: Vector) -> Vector: ...  # noqa: ANN401
-    def by_state(self, t: Any, y: Vector) -> Matrix: ...  # noqa: ANN401
-    def by_parameter(self, t: Any, y: Vector) -> Matrix: ...  # noqa: ANN401
-    def by_time(self, t: Any, y: Vector) -> Vector: ...  # noqa: ANN401
-    def second(self, t: Any, y: Vector) -> tuple[Matrix, Matrix]: ...  # noqa: ANN401
-    def by_time_and(self, t: Any, y: Vector) -> tuple[Matrix, Matrix]: ...  # noqa: ANN401
+    def slopes(self, t: Any, y: Vector) -> Vector: ...
+    def by_state(self, t: Any, y: Vector) -> Matrix: ...
+    def by_parameter(self, t: Any, y: Vector) -> Matrix: ...
+    def by_time(self, t: Any, y: Vector) -> Vector: ...
+    def second(self, t: Any, y: Vector) -> tuple[Matrix, Matrix]: ...
+    def by_time_and(self, t: Any, y: Vector) -> tuple[Matrix, Matrix]: ...
 
 
 @dataclass(frozen=True)
@@ -73,11 +73,13 @@ class Method:
     reuses_last: bool
     step: Callable[[Scalars, Any, Any, Vector, Vector], Step]
     linear: Callable[[Scalars, Any, Any, Vector, list[Vector]], Linear]
-    column: Callable[[Any, Vector, list[Matrix], list[Matrix], list[Vector], Vector], tuple[Vector, list[Vector]]]
+    column: Callable[
+        [Any, Vector, list[Matrix], list[Matrix], list[Vector], Vector], tuple[Vector, list[Vector]]
+    ]
     between: Callable[[Any, Vector, Vector, list[Vector], Any], Vector]
 
 
-def _absent(value: Any) -> bool:  # noqa: ANN401
+def _absent(value: Any) -> bool:
     return isinstance(value, float) and value == 0.0
 
 
@@ -111,7 +113,7 @@ def _plus(*vectors: Vector) -> Vector:
     return out
 
 
-def _scaled(factor: Any, vector: Vector) -> Vector:  # noqa: ANN401
+def _scaled(factor: Any, vector: Vector) -> Vector:
     return [factor * a for a in vector]
 
 
@@ -150,16 +152,16 @@ TSITOURAS_DENSE = (
 )
 
 
-def tsitouras_weights(x: Any) -> tuple[Any, ...]:  # noqa: ANN401 - a symbol or a tensor
+def tsitouras_weights(x: Any) -> tuple[Any, ...]:
     """Weights of the seven slopes at the fraction `x` of a step (fourth order)."""
     return tuple(x * (a + x * (b + x * (c + x * d))) for a, b, c, d in TSITOURAS_DENSE)
 
 
-def _tsitouras_inner(s: Any, y: Vector, stages: list[Vector], k: int) -> Vector:  # noqa: ANN401
+def _tsitouras_inner(s: Any, y: Vector, stages: list[Vector], k: int) -> Vector:
     return _plus(y, _scaled(s, _combined(TSITOURAS_A[k], stages[:k]))) if k else y
 
 
-def _tsitouras_step(f: Scalars, t: Any, s: Any, y: Vector, first: Vector) -> Step:  # noqa: ANN401
+def _tsitouras_step(f: Scalars, t: Any, s: Any, y: Vector, first: Vector) -> Step:
     stages, inner = [first], [y]
     for k in range(1, 7):
         inner.append(_tsitouras_inner(s, y, stages, k))
@@ -171,14 +173,14 @@ def _tsitouras_step(f: Scalars, t: Any, s: Any, y: Vector, first: Vector) -> Ste
     return Step(inner[6], stages, wrong, [], (turn, apart))
 
 
-def _tsitouras_linear(f: Scalars, t: Any, s: Any, y: Vector, stages: list[Vector]) -> Linear:  # noqa: ANN401
+def _tsitouras_linear(f: Scalars, t: Any, s: Any, y: Vector, stages: list[Vector]) -> Linear:
     points = [(t + TSITOURAS_C[k] * s, _tsitouras_inner(s, y, stages, k)) for k in range(7)]
     nothing: Matrix = [[0.0] * len(y) for _ in y]
     return Linear([f.by_state(*q) for q in points], [nothing] * 7, [f.by_parameter(*q) for q in points])
 
 
 def _tsitouras_column(
-    s: Any,  # noqa: ANN401
+    s: Any,
     column: Vector,
     at_stage: list[Matrix],
     at_start: list[Matrix],
@@ -193,7 +195,7 @@ def _tsitouras_column(
     return inner, stages
 
 
-def _tsitouras_between(x: Any, y: Vector, new: Vector, stages: list[Vector], s: Any) -> Vector:  # noqa: ANN401
+def _tsitouras_between(x: Any, y: Vector, new: Vector, stages: list[Vector], s: Any) -> Vector:
     weights = tsitouras_weights(x)
     return [
         start + s * sum((w * k for w, k in zip(weights[1:], slopes[1:], strict=True)), weights[0] * slopes[0])
@@ -211,7 +213,13 @@ tsitouras = Method(
 
 GAMMA = 0.21193756319429014
 RODAS_C = (0.0, 0.6358126895828704, 0.4095798393397535, 0.9769306725060716, 0.4288403609558664, 1.0, 1.0, 1.0)
-RODAS_D = (0.21193756319429014, -0.42387512638858027, -0.3384627126235924, 1.8046452872882734, 2.325825639765069)
+RODAS_D = (
+    0.21193756319429014,
+    -0.42387512638858027,
+    -0.3384627126235924,
+    1.8046452872882734,
+    2.325825639765069,
+)
 RODAS_A: tuple[tuple[float, ...], ...] = (
     (),
     (3.0,),
@@ -330,7 +338,7 @@ def _rodas_points(y: Vector, stages: list[Vector], points: list[Vector]) -> None
         points.append(_plus(points[-1], stages[k - 1]))
 
 
-def _rodas_step(f: Scalars, t: Any, s: Any, y: Vector, first: Vector) -> Step:  # noqa: ANN401
+def _rodas_step(f: Scalars, t: Any, s: Any, y: Vector, first: Vector) -> Step:
     rest = 1.0 / s
     system = [[0.0 if _absent(a) else -a for a in row] for row in f.by_state(t, y)]
     for k, row in enumerate(system):
@@ -354,7 +362,7 @@ def _rodas_step(f: Scalars, t: Any, s: Any, y: Vector, first: Vector) -> Step:  
     return Step(points[8], stages, stages[7], [*factors.entries, factors.order], None, sound)
 
 
-def _rodas_linear(f: Scalars, t: Any, s: Any, y: Vector, stages: list[Vector]) -> Linear:  # noqa: ANN401
+def _rodas_linear(f: Scalars, t: Any, s: Any, y: Vector, stages: list[Vector]) -> Linear:
     at_stage, at_start, forcing = [], [], []
     time_state, time_parameter = f.by_time_and(t, y)
     seconds = f.second(t, y)
@@ -380,10 +388,10 @@ def _along(second: Matrix, direction: Vector) -> Matrix:
     return [_times([list(column) for column in zip(*block, strict=True)], direction) for block in blocks]
 
 
-def _added(one: Matrix, two: Matrix, factor: Any = None) -> Matrix:  # noqa: ANN401
+def _added(one: Matrix, two: Matrix, factor: Any = None) -> Matrix:
     """one + factor x two, zeros by structure kept."""
 
-    def entry(a: Any, b: Any) -> Any:  # noqa: ANN401
+    def entry(a: Any, b: Any) -> Any:
         if _absent(b):
             return a
         b = b if factor is None else factor * b
@@ -393,7 +401,7 @@ def _added(one: Matrix, two: Matrix, factor: Any = None) -> Matrix:  # noqa: ANN
 
 
 def _rodas_column(
-    s: Any,  # noqa: ANN401
+    s: Any,
     column: Vector,
     at_stage: list[Matrix],
     at_start: list[Matrix],
@@ -414,7 +422,7 @@ def _rodas_column(
     return points[8], stages
 
 
-def _rodas_between(x: Any, y: Vector, new: Vector, stages: list[Vector], s: Any) -> Vector:  # noqa: ANN401
+def _rodas_between(x: Any, y: Vector, new: Vector, stages: list[Vector], s: Any) -> Vector:
     left = 1.0 - x
     one, two, three = (_combined(weights, stages) for weights in RODAS_DENSE)
     return [

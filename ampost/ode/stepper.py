@@ -127,10 +127,10 @@ class Stepper:
     def _to_area(self, part: int, values: Vector) -> dict[Place, int]:
         return {(1, part * self.size + i): self._number(v) for i, v in enumerate(values)}
 
-    def _number(self, value: Any) -> int:  # noqa: ANN401
+    def _number(self, value: Any) -> int:
         return value.index if isinstance(value, Symbol) else self.graph.constant(value)
 
-    def _written(self, outputs: Sequence[int], t: Any, y: Vector) -> Vector:  # noqa: ANN401
+    def _written(self, outputs: Sequence[int], t: Any, y: Vector) -> Vector:
         """Nodes of the right-hand side's own graph, at a point of this one; what is 0 stays a number."""
         rates, graph = self.rates, self.graph
         m = HEAD + len(rates.parameters)
@@ -141,38 +141,38 @@ class Stepper:
         found = graph.copied(outputs, rates.graph, inputs)
         return [0.0 if graph.is_zero(k) else Symbol(graph, k) for k in found]
 
-    def _matrix(self, rows: Matrix, *point: Any) -> Matrix:  # noqa: ANN401
+    def _matrix(self, rows: Matrix, *point: Any) -> Matrix:
         width = len(rows[0])
         flat = self._written([k for row in rows for k in row], *point)
         return [flat[k * width : (k + 1) * width] for k in range(len(rows))]
 
     # ------------------------------------------------------------ the right-hand side, as methods ask
 
-    def slopes(self, t: Any, y: Vector) -> Vector:  # noqa: ANN401
+    def slopes(self, t: Any, y: Vector) -> Vector:
         """Slopes at a point, inflows included."""
         out = self._written(self.rates.slopes, t, y)
         if self.inflows:
             out = [v + self._slot(self.inflow_at + i) for i, v in enumerate(out)]
         return [v if isinstance(v, Symbol) else Symbol(self.graph, self.graph.constant(v)) for v in out]
 
-    def by_state(self, t: Any, y: Vector) -> Matrix:  # noqa: ANN401
+    def by_state(self, t: Any, y: Vector) -> Matrix:
         """d slope / d state at a point."""
         return self._matrix(self.rates.by_state, t, y)
 
-    def by_parameter(self, t: Any, y: Vector) -> Matrix:  # noqa: ANN401
+    def by_parameter(self, t: Any, y: Vector) -> Matrix:
         """d slope / d parameter at a point."""
         return self._matrix(self.rates.by_parameter, t, y)
 
-    def by_time(self, t: Any, y: Vector) -> Vector:  # noqa: ANN401
+    def by_time(self, t: Any, y: Vector) -> Vector:
         """d slope / d time at a point."""
         return self._written(self.rates.by_time, t, y)
 
-    def second(self, t: Any, y: Vector) -> tuple[Matrix, Matrix]:  # noqa: ANN401
+    def second(self, t: Any, y: Vector) -> tuple[Matrix, Matrix]:
         """Derivatives of (d slope / d state), flat, by states and parameters at a point."""
         by_state, by_parameter = self.rates.second
         return self._matrix(by_state, t, y), self._matrix(by_parameter, t, y)
 
-    def by_time_and(self, t: Any, y: Vector) -> tuple[Matrix, Matrix]:  # noqa: ANN401
+    def by_time_and(self, t: Any, y: Vector) -> tuple[Matrix, Matrix]:
         """Derivatives by states and parameters of d slope / d time."""
         by_state, by_parameter = self.rates.by_time_and
         return self._matrix(by_state, t, y), self._matrix(by_parameter, t, y)
@@ -282,7 +282,7 @@ class Stepper:
 
     @cached_property
     def _derivative(self) -> tuple[dict[Place, int], dict[Place, int]]:
-        n, stages, method, linear = self.size, self.method.stages, self.method, self._linear
+        n, stages, linear = self.size, self.method.stages, self._linear
         out: dict[Place, int] = {}
         at = self._kept_at + n + 2 * n * n
         kinds: list[list[Matrix]] = []
@@ -308,14 +308,19 @@ class Stepper:
         went = self._slot(BEFORE) > 0.5
         old, new = ([self._slot(at + part * n + i, pointer) for i in range(n)] for part in (0, 1))
         start = [_where(went, b, a) for a, b in zip(old, new, strict=True)]
-        end, slopes = self.method.column(self._slot(TRIED), start, *matrices, forcing, self._attempt[1])
+        at_stage, at_start = matrices
+        end, slopes = self.method.column(
+            self._slot(TRIED), start, at_stage, at_start, forcing, self._attempt[1]
+        )
         parts = {0: start, 1: end} | {3 + k: stage for k, stage in enumerate(slopes)}
         return {
-            (pointer, at + part * n + i): self._number(v) for part, vs in parts.items() for i, v in enumerate(vs)
+            (pointer, at + part * n + i): self._number(v)
+            for part, vs in parts.items()
+            for i, v in enumerate(vs)
         }
 
     def _columns(self, wanted: Sequence[tuple[int, int]]) -> dict[Place, int]:
-        """All columns at once, behind the third address; after them, in the same place, stands their forcing."""
+        """All columns at once, behind the third address, with the forcing of rates after them."""
         n, stages, linear = self.size, self.method.stages, self._linear
         end = len(wanted) * self.area_slots + len(self.rates.parameters) * stages * n
         out: dict[Place, int] = {}
@@ -332,7 +337,8 @@ class Stepper:
 
     def _look_columns(self, count: int) -> dict[Place, int]:
         """All columns as seen between the ends of the step."""
-        n, out = self.size, {}
+        n = self.size
+        out: dict[Place, int] = {}
         for c in range(count):
             parts = [
                 [self._slot(c * self.area_slots + part * n + i, 2) for i in range(n)]
@@ -362,9 +368,11 @@ class Stepper:
         for event, (jump, outputs) in enumerate(zip(self.jumps, of_each, strict=True)):
             given: list[Any] = [*self._area(0), *(self._slot(HEAD + k) for k in range(len(jump.parameters)))]
             given.append(self._slot(AMOUNT))
-            inputs = dict(zip([*jump.states, *jump.parameters, jump.amount], map(self._number, given), strict=True))
+            inputs = dict(
+                zip([*jump.states, *jump.parameters, jump.amount], map(self._number, given), strict=True)
+            )
             values = [Symbol(self.graph, k) for k in self.graph.copied(outputs, jump.graph, inputs)]
-            mine = self._slot(EVENT).__eq__(float(event))
+            mine = self._slot(EVENT) == float(event)
             chosen = [_where(mine, a, b) for a, b in zip(values, chosen, strict=True)]
         return chosen
 
@@ -379,17 +387,17 @@ class Stepper:
         return self._to_area(2, after)
 
 
-def _where(condition: Symbol, yes: Any, no: Any) -> Symbol:  # noqa: ANN401
+def _where(condition: Symbol, yes: Any, no: Any) -> Symbol:
     graph = condition.graph
     numbers = [v.index if isinstance(v, Symbol) else graph.constant(v) for v in (yes, no)]
     return Symbol(graph, graph.do("where", condition.index, *numbers))
 
 
-def _larger(one: Symbol, two: Any) -> Symbol:  # noqa: ANN401
+def _larger(one: Symbol, two: Any) -> Symbol:
     return _where(one > two, one, two)
 
 
-def _smaller(one: Symbol, two: Any) -> Symbol:  # noqa: ANN401
+def _smaller(one: Symbol, two: Any) -> Symbol:
     return _where(one < two, one, two)
 
 

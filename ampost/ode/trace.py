@@ -259,7 +259,9 @@ class Rates:
     @cached_property
     def by_time_and(self) -> tuple[list[list[int]], list[list[int]]]:
         """Derivatives of d slope / d time by states and by parameters."""
-        return self.graph.jacobian(self.by_time, self.states), self.graph.jacobian(self.by_time, self.parameters)
+        return self.graph.jacobian(self.by_time, self.states), self.graph.jacobian(
+            self.by_time, self.parameters
+        )
 
 
 class Jump:
@@ -305,5 +307,7 @@ def _symbolically(call: Callable[[], Any]) -> Any:
     except (TypeError, AttributeError, ValueError) as error:
         if "__array_ufunc__" in str(error):
             line = line_of(error.__traceback__)
-            raise OdeError(f"numpy is called on a state, parameter or time; use torch's function{line}") from error
+            raise OdeError(
+                f"numpy is called on a state, parameter or time; use torch's function{line}"
+            ) from error
         raise NotTraceableError(f"{type(error).__name__}: {error}{line_of(error.__traceback__)}") from error

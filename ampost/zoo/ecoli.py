@@ -109,7 +109,9 @@ def protocol(horizon: float = 12.0) -> Doses:
     time = torch.cat([pulses, samples])[None]
     amount = torch.cat([torch.full_like(pulses, 0.003), torch.full_like(samples, 0.02)])[None]
     target = torch.cat([torch.zeros_like(pulses), torch.ones_like(samples)])[None].long()
-    return Doses(time, amount, torch.zeros_like(time), target, torch.ones_like(target).bool(), ("pulse", "sample"))
+    return Doses(
+        time, amount, torch.zeros_like(time), target, torch.ones_like(target).bool(), ("pulse", "sample")
+    )
 
 
 def model() -> Model:
