@@ -114,7 +114,7 @@ class Functions:
 
 _IN_ORDER = (
     *("begin", "slopes", "attempt", "look", "jump"),
-    *("linearise", "column", "jump_column", "columns", "look_columns"),
+    *("linearise", "column", "jump_column", "columns", "look_columns", "jump_forcing"),
 )
 
 

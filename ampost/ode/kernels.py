@@ -22,7 +22,9 @@ REJECTED, BEFORE, HOT, HEAD = 13, 14, 15, 16
 INITIAL, PARAMETER, EDGE_TIME, EDGE_JUMP, EDGE_RATE = range(5)
 
 # functions, in the order of their addresses
-BEGIN, SLOPES, ATTEMPT, LOOK, JUMP, LINEARISE, COLUMN, JUMP_COLUMN, COLUMNS, LOOK_COLUMNS = range(10)
+BEGIN, SLOPES, ATTEMPT, LOOK, JUMP, LINEARISE, COLUMN, JUMP_COLUMN, COLUMNS, LOOK_COLUMNS, JUMP_FORCING = range(
+    11
+)
 
 # how a row ended; the numbers are those of `problem.Status`, and STIFF_ROW asks for another method
 OK, TOO_MANY_STEPS, NOT_FINITE, EXPLODED, STALLED, STIFF_ROW = range(6)
@@ -129,18 +131,16 @@ def drive(
     columns = kinds.size
     block, at_block = _slots(block_slots)
     area, at_area = _slots(area_slots)
-    flat, at_column = _slots(max(1, columns * area_slots + (m + columns) * stages * n))
-    forced = flat[columns * area_slots :]
+    flat, at_column = _slots(max(1, columns * (area_slots + stages * n)))
+    forced = flat[columns * area_slots :]  # what each column is driven by, at each stage
     at_force = at_column + columns * area_slots * LANES * 8
-    _jumped, at_jumped = _slots(max(1, (m + columns) * n))
+    _jumped, at_jumped = _slots(max(1, columns * n))
     wide = area_slots * LANES * 8  # bytes of one column
     force = stages * n * LANES * 8  # and of its forcing
     storing, summing = sensitivities.shape[0] > 0, weights.shape[0] > 0
     by_time = False
-    mine = np.zeros(max(1, columns), dtype=np.int64)  # where each column finds its forcing
     for c in range(columns):
         by_time = by_time or kinds[c] == EDGE_TIME
-        mine[c] = index[c] if kinds[c] == PARAMETER else m + c
     row, edge = np.full(LANES, -1), np.zeros(LANES, dtype=np.int64)
     look, taken = np.zeros(LANES, dtype=np.int64), np.zeros(LANES, dtype=np.int64)
     stiff, calm = np.zeros(LANES, dtype=np.int64), np.zeros(LANES, dtype=np.int64)
@@ -175,9 +175,9 @@ def drive(
                 for c in range(columns):
                     if kinds[c] == INITIAL:
                         flat[c * area_slots + index[c], lane] = 1.0
-                    for k in range(stages * n):
-                        if kinds[c] != PARAMETER:
-                            forced[(m + c) * stages * n + k, lane] = 0.0
+                    if kinds[c] == EDGE_RATE:
+                        for k in range(stages * n):
+                            forced[c * stages * n + k, lane] = 0.0
                 for j in range(looks):
                     for i in range(n):
                         states[r, j, i] = np.nan
@@ -235,14 +235,14 @@ def drive(
                                 for i in range(n):
                                     flat[c * area_slots + i, lane] += area[2 * n + i, lane]
             if eventful:
-                _call(code[JUMP], at_block, at_area, at_jumped)
+                _call(code[JUMP], at_block, at_area, 0)
+                if columns:
+                    _call(code[JUMP_FORCING], at_block, at_area, at_jumped)
                 for c in range(columns):
                     for lane in range(LANES):
                         hot = kinds[c] == EDGE_JUMP and due[lane] and edge[lane] == index[c]
                         block[HOT, lane] = 1.0 if hot else 0.0
-                    _call(
-                        code[JUMP_COLUMN], at_block, at_column + c * wide, at_jumped + mine[c] * n * LANES * 8
-                    )
+                    _call(code[JUMP_COLUMN], at_block, at_column + c * wide, at_jumped + c * n * LANES * 8)
             for lane in range(LANES):
                 if not due[lane]:
                     continue
@@ -260,7 +260,7 @@ def drive(
                             flat[c * area_slots + target, lane] += 1.0
                         if kinds[c] == EDGE_RATE and index[c] == edge[lane]:
                             for k in range(stages):
-                                forced[((m + c) * stages + k) * n + target, lane] = 1.0
+                                forced[(c * stages + k) * n + target, lane] = 1.0
                 elif target < n + events:
                     for i in range(n):
                         area[i, lane] = area[2 * n + i, lane]
@@ -319,7 +319,7 @@ def drive(
         elif columns:
             _call(code[LINEARISE], at_block, at_area, at_force)
             for c in range(columns):
-                _call(code[COLUMN], at_block, at_column + c * wide, at_force + mine[c] * force)
+                _call(code[COLUMN], at_block, at_column + c * wide, at_force + c * force)
         # ------------------------------------------------------------------------- look within it
         while True:
             some = False

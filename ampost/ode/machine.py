@@ -34,7 +34,7 @@ class Code:
         module = llvm.parse_assembly("\n".join([f'target triple = "{machine.triple}"', *text, _library()]))
         module.data_layout = str(machine.target_data)
         # machine code is emitted once per target machine: each engine takes its own
-        options = llvm.create_pipeline_tuning_options(speed_level=2)
+        options = llvm.create_pipeline_tuning_options(speed_level=1)
         builder = llvm.create_pass_builder(machine, options)
         builder.getModulePassManager().run(module, builder)
         self._engine = llvm.create_mcjit_compiler(module, _machine())
@@ -47,7 +47,7 @@ def _machine() -> Any:
     _initialise()
     target = llvm.Target.from_default_triple()
     return target.create_target_machine(
-        cpu=llvm.get_host_cpu_name(), features=llvm.get_host_cpu_features().flatten(), opt=2, jit=True
+        cpu=llvm.get_host_cpu_name(), features=llvm.get_host_cpu_features().flatten(), opt=1, jit=True
     )
 
 

@@ -63,14 +63,14 @@ class Stepper:
     def deriving(self, wanted: Sequence[tuple[int, int]]) -> Code:
         """What sensitivities need besides: columns and look_columns for all that are `wanted` at once.
 
-        Where that would be too long a line, linearise, and column for each.
+        Where that would be too long a line, linearise, and column for one after the other.
         """
-        linearise, column = self._derivative
-        functions = {"jump_column": self._jump_column()}
-        if len(self.graph.ancestors(column.values())) * len(wanted) < LONGEST:
-            functions |= {"columns": self._columns(wanted), "look_columns": self._look_columns(len(wanted))}
+        functions = {"jump_column": self._jump_column(), "jump_forcing": self._jump_forcing(wanted)}
+        together = self._columns(wanted)
+        if together is not None:
+            functions |= {"columns": together, "look_columns": self._look_columns(len(wanted))}
         else:
-            functions |= {"linearise": linearise, "column": column}
+            functions |= self._one_by_one(wanted)
         return Code(self.graph, functions)
 
     @cached_property
@@ -280,8 +280,8 @@ class Stepper:
         t, s = self._slot(TIME), self._slot(TRIED)
         return self.method.linear(self, t, s, self._area(0), self._stages)
 
-    @cached_property
-    def _derivative(self) -> tuple[dict[Place, int], dict[Place, int]]:
+    def _one_by_one(self, wanted: Sequence[tuple[int, int]]) -> dict[str, dict[Place, int]]:
+        """linearise, which stores the derivative of the step, and column, which applies it to one of them."""
         n, stages, linear = self.size, self.method.stages, self._linear
         out: dict[Place, int] = {}
         at = self._kept_at + n + 2 * n * n
@@ -291,27 +291,24 @@ class Stepper:
             rows = [flat[k * n : (k + 1) * n] for k in range(stages * n)]
             kinds.append([rows[k * n : (k + 1) * n] for k in range(stages)])
             at += stages * n * n
-        for k, matrix in enumerate(linear.forcing):
-            for i, row in enumerate(matrix):
-                for parameter, value in enumerate(row):
-                    if isinstance(value, Symbol):
-                        out[2, (parameter * stages + k) * n + i] = value.index
+        for c, (kind, index) in enumerate(wanted):
+            for k, matrix in enumerate(linear.forcing):
+                for i, row in enumerate(matrix):
+                    if kind == PARAMETER and isinstance(row[index], Symbol):
+                        out[2, (c * stages + k) * n + i] = row[index].index
         forcing = [[self._slot(k * n + i, 2) for i in range(n)] for k in range(stages)]
-        column = self._column(1, 0, kinds, forcing)
-        return out, column
+        return {"linearise": out, "column": self._column(1, 0, kinds[0], kinds[1], forcing)}
 
     def _column(
-        self, pointer: int, at: int, matrices: Sequence[list[Matrix]], forcing: list[Vector]
+        self, pointer: int, at: int, at_stage: list[Matrix], at_start: list[Matrix], forcing: list[Vector]
     ) -> dict[Place, int]:
         """One column, which stands behind `pointer` from slot `at` on, through the step just tried."""
         n = self.size
         went = self._slot(BEFORE) > 0.5
         old, new = ([self._slot(at + part * n + i, pointer) for i in range(n)] for part in (0, 1))
         start = [_where(went, b, a) for a, b in zip(old, new, strict=True)]
-        at_stage, at_start = matrices
-        end, slopes = self.method.column(
-            self._slot(TRIED), start, at_stage, at_start, forcing, self._attempt[1]
-        )
+        s, kept = self._slot(TRIED), self._attempt[1]
+        end, slopes = self.method.column(s, start, at_stage, at_start, forcing, kept)
         parts = {0: start, 1: end} | {3 + k: stage for k, stage in enumerate(slopes)}
         return {
             (pointer, at + part * n + i): self._number(v)
@@ -319,20 +316,22 @@ class Stepper:
             for i, v in enumerate(vs)
         }
 
-    def _columns(self, wanted: Sequence[tuple[int, int]]) -> dict[Place, int]:
-        """All columns at once, behind the third address, with the forcing of rates after them."""
+    def _columns(self, wanted: Sequence[tuple[int, int]]) -> dict[Place, int] | None:
+        """All columns at once, behind the third address, with their forcing after them; None if too long."""
         n, stages, linear = self.size, self.method.stages, self._linear
-        end = len(wanted) * self.area_slots + len(self.rates.parameters) * stages * n
+        behind = len(wanted) * self.area_slots
         out: dict[Place, int] = {}
         for c, (kind, index) in enumerate(wanted):
             if kind == PARAMETER:
                 forcing = [[row[index] for row in matrix] for matrix in linear.forcing]
             elif kind == EDGE_RATE:
-                at = end + c * stages * n
+                at = behind + c * stages * n
                 forcing = [[self._slot(at + k * n + i, 2) for i in range(n)] for k in range(stages)]
             else:
                 forcing = [[0.0] * n for _ in range(stages)]
-            out |= self._column(2, c * self.area_slots, (linear.at_stage, linear.at_start), forcing)
+            out |= self._column(2, c * self.area_slots, linear.at_stage, linear.at_start, forcing)
+            if len(self.graph.ancestors(out.values())) * len(wanted) > LONGEST * (c + 1):
+                return None
         return out
 
     def _look_columns(self, count: int) -> dict[Place, int]:
@@ -357,10 +356,18 @@ class Stepper:
         by_amount = self._chosen([jump.by_amount for jump in self.jumps], [0.0] * n)
         at = self._kept_at
         out |= {(0, at + k): self._number(v) for k, v in enumerate([*by_amount, *by_state])}
-        count = len(self.rates.parameters)
-        flat = [[row[k] for k in range(count) for row in jump.by_parameter] for jump in self.jumps]
-        by_parameter = self._chosen(flat, [0.0] * (n * count))
-        return out | {(2, k): self._number(v) for k, v in enumerate(by_parameter)}
+        return out
+
+    def _jump_forcing(self, wanted: Sequence[tuple[int, int]]) -> dict[Place, int]:
+        """Derivatives of an event by the parameters that are `wanted`."""
+        n = self.size
+        out: dict[Place, int] = {}
+        for c, (kind, index) in enumerate(wanted):
+            if kind == PARAMETER and self.jumps:
+                flat = [[row[index] for row in jump.by_parameter] for jump in self.jumps]
+                values = self._chosen(flat, [0.0] * n)
+                out |= {(2, c * n + i): self._number(v) for i, v in enumerate(values)}
+        return out
 
     def _chosen(self, of_each: Sequence[Sequence[int]], otherwise: Vector) -> Vector:
         """For each row the values of its own event."""
