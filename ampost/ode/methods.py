@@ -5,8 +5,8 @@ is written here runs once, on symbols: it becomes the straight line of operation
 compiles together with the right-hand side.
 
 An unknown is a list with one symbol per state. Beside the states there may be columns of sensitivities
-s = d y / d (some input). A column obeys the derivative of the very step that the states took, so that
-it is the derivative of the numerical solution on the steps chosen.
+s = d y / d (some input). They obey s' = A(t) s + b(t) along the solution and take the steps of the states,
+so that they are as accurate as these; for an explicit method this is the derivative of its very steps.
 """
 
 from __future__ import annotations
@@ -48,14 +48,15 @@ class Step:
 
 @dataclass(frozen=True)
 class Linear:
-    """The derivative of a step's equations, stage by stage.
+    """The equation s' = A(t) s + b(t) of a column along the step that the states took.
 
-    A column's slope at stage i is `at_stage[i]` times the column there, plus `at_start[i]` times the
-    column at the start, plus `forcing[i][k]` for parameter k.
+    `at_stage[i]` is A at stage i, `forcing[i]` what drives a column there, one for each parameter.
+    `drift` is dA/dt at the start, for a method that asks for it (its db/dt is in the forcing). A method
+    may have both multiplied by the step, and by its square.
     """
 
     at_stage: list[Matrix]
-    at_start: list[Matrix]
+    drift: Matrix
     forcing: list[Matrix]
 
 
@@ -64,18 +65,16 @@ class Method:
     """A one-step method with its own interpolant.
 
     `step(f, t, s, y, first)` takes the slope at the start, which `reuses_last` takes from the last step's
-    last stage. `linear(f, t, s, y, stages)` and `column(s, column, linear of one input, kept)` are its
-    derivative; `between(x, y, new, stages, s)` is the solution at the fraction x of a step.
+    last stage. `linear(f, t, s, y, new, stages)` and `column(s, column, at_stage, drift, forcing, kept)`
+    are its derivative; `between(x, y, new, stages, s)` is the solution at the fraction x of a step.
     """
 
     name: str
     stages: int
     reuses_last: bool
     step: Callable[[Scalars, Any, Any, Vector, Vector], Step]
-    linear: Callable[[Scalars, Any, Any, Vector, list[Vector]], Linear]
-    column: Callable[
-        [Any, Vector, list[Matrix], list[Matrix], list[Vector], Vector], tuple[Vector, list[Vector]]
-    ]
+    linear: Callable[[Scalars, Any, Any, Vector, Vector, list[Vector]], Linear]
+    column: Callable[[Any, Vector, list[Matrix], Matrix, list[Vector], Vector], tuple[Vector, list[Vector]]]
     between: Callable[[Any, Vector, Vector, list[Vector], Any], Vector]
 
 
@@ -173,17 +172,17 @@ def _tsitouras_step(f: Scalars, t: Any, s: Any, y: Vector, first: Vector) -> Ste
     return Step(inner[6], stages, wrong, [], (turn, apart))
 
 
-def _tsitouras_linear(f: Scalars, t: Any, s: Any, y: Vector, stages: list[Vector]) -> Linear:
+def _tsitouras_linear(f: Scalars, t: Any, s: Any, y: Vector, new: Vector, stages: list[Vector]) -> Linear:
     points = [(t + TSITOURAS_C[k] * s, _tsitouras_inner(s, y, stages, k)) for k in range(7)]
     nothing: Matrix = [[0.0] * len(y) for _ in y]
-    return Linear([f.by_state(*q) for q in points], [nothing] * 7, [f.by_parameter(*q) for q in points])
+    return Linear([f.by_state(*q) for q in points], nothing, [f.by_parameter(*q) for q in points])
 
 
 def _tsitouras_column(
     s: Any,
     column: Vector,
     at_stage: list[Matrix],
-    at_start: list[Matrix],
+    drift: Matrix,
     forcing: list[Vector],
     kept: Vector,
 ) -> tuple[Vector, list[Vector]]:
@@ -263,8 +262,8 @@ RODAS_DENSE = (
 class _Factors:
     """A matrix as triangles, without exchange of rows: entries that are zero by structure stay out.
 
-    The pivots are taken on the diagonal, in the order that fills in least. For 1/(γ h) - J they are far
-    from zero unless h is too long for the accuracy; `sound` tells where one is not.
+    The pivots are taken on the diagonal, in the order that fills in least. For 1/γ - h J they are far from
+    zero unless h is too long for the accuracy; a step with one that is not is tried again, shorter.
     """
 
     def __init__(self, order: list[int], pivots: Vector, lower: Matrix, upper: Matrix) -> None:
@@ -339,46 +338,52 @@ def _rodas_points(y: Vector, stages: list[Vector], points: list[Vector]) -> None
 
 
 def _rodas_step(f: Scalars, t: Any, s: Any, y: Vector, first: Vector) -> Step:
-    rest = 1.0 / s
-    system = [[0.0 if _absent(a) else -a for a in row] for row in f.by_state(t, y)]
+    system = [[0.0 if _absent(a) else -s * a for a in row] for row in f.by_state(t, y)]
     for k, row in enumerate(system):
-        row[k] = rest / GAMMA if _absent(row[k]) else rest / GAMMA + row[k]
+        row[k] = 1.0 / GAMMA + row[k]
     factors = _Factors.of(system)
-    by_time = f.by_time(t, y)
+    by_time = [0.0 if _absent(a) else s * s * a for a in f.by_time(t, y)]
     stages: list[Vector] = []
     points: list[Vector] = []
     for k in range(8):
         _rodas_points(y, stages, points)
-        right = f.slopes(t + RODAS_C[k] * s, points[k])
+        right = _scaled(s, f.slopes(t + RODAS_C[k] * s, points[k]))
         if k:
-            right = _plus(right, _scaled(rest, _combined(RODAS_COUPLING[k], stages)))
+            right = _plus(right, _combined(RODAS_COUPLING[k], stages))
         if k < len(RODAS_D):
-            right = [a if _absent(b) else a + RODAS_D[k] * s * b for a, b in zip(right, by_time, strict=True)]
+            right = [a if _absent(b) else a + RODAS_D[k] * b for a, b in zip(right, by_time, strict=True)]
         stages.append(factors.solve(right))
     _rodas_points(y, stages, points)
-    sound: Any = True
+    sound: Any = None
     for pivot in factors.pivots:
-        sound = (abs(pivot) < 1e10 * s) & sound if sound is not True else abs(pivot) < 1e10 * s
+        small = abs(pivot) < 1e10  # the inverse, of a diagonal near 1 / gamma where steps are short
+        if not isinstance(small, bool):  # a constant pivot is 1 / gamma
+            sound = small if sound is None else small & sound
     return Step(points[8], stages, stages[7], [*factors.entries, factors.order], None, sound)
 
 
-def _rodas_linear(f: Scalars, t: Any, s: Any, y: Vector, stages: list[Vector]) -> Linear:
-    at_stage, at_start, forcing = [], [], []
-    time_state, time_parameter = f.by_time_and(t, y)
-    seconds = f.second(t, y)
-    points: list[Vector] = []
-    for k in range(8):
-        _rodas_points(y, stages[:k], points)
-        point = t + RODAS_C[k] * s, points[k]
-        at_stage.append(f.by_state(*point))
-        start, force = (_along(second, stages[k]) for second in seconds)
-        force = _added(force, f.by_parameter(*point))
-        if k < len(RODAS_D):
-            start = _added(start, time_state, RODAS_D[k] * s)
-            force = _added(force, time_parameter, RODAS_D[k] * s)
-        at_start.append(start)
-        forcing.append(force)
-    return Linear(at_stage, at_start, forcing)
+def _rodas_linear(f: Scalars, t: Any, s: Any, y: Vector, new: Vector, stages: list[Vector]) -> Linear:
+    """The method on the columns' own linear equation, its coefficients along the interpolated solution."""
+    slopes = f.slopes(t, y)
+    turns = [
+        _added(_along(second, slopes), time)
+        for second, time in zip(f.second(t, y), f.by_time_and(t, y), strict=True)
+    ]
+    matrices: dict[float, Matrix] = {}
+    drives: dict[float, Matrix] = {}
+    for c in sorted(set(RODAS_C)):
+        at = y if c == 0.0 else new if c == 1.0 else _rodas_between(c, y, new, stages, s)
+        matrices[c], drives[c] = _by(s, f.by_state(t + c * s, at)), f.by_parameter(t + c * s, at)
+    turns = [_by(s * s, turns[0]), _by(s, turns[1])]
+    forcing = [drives[c] for c in RODAS_C]
+    for k, d in enumerate(RODAS_D):
+        forcing[k] = _added(forcing[k], turns[1], d)
+    return Linear([matrices[c] for c in RODAS_C], turns[0], forcing)
+
+
+def _by(factor: Any, matrix: Matrix) -> Matrix:
+    """factor x matrix, zeros by structure kept."""
+    return [[0.0 if _absent(a) else factor * a for a in row] for row in matrix]
 
 
 def _along(second: Matrix, direction: Vector) -> Matrix:
@@ -404,19 +409,21 @@ def _rodas_column(
     s: Any,
     column: Vector,
     at_stage: list[Matrix],
-    at_start: list[Matrix],
+    drift: Matrix,
     forcing: list[Vector],
     kept: Vector,
 ) -> tuple[Vector, list[Vector]]:
     factors = _Factors.again(kept[:-1], kept[-1])
-    rest = 1.0 / s
     stages: list[Vector] = []
     points: list[Vector] = []
+    drifting = _times(drift, column)
     for k in range(8):
         _rodas_points(column, stages, points)
-        right = _plus(_times(at_stage[k], points[k]), _times(at_start[k], column), forcing[k])
+        right = _plus(_times(at_stage[k], points[k]), _scaled(s, forcing[k]))
+        if k < len(RODAS_D):
+            right = _plus(right, _scaled(RODAS_D[k], drifting))
         if k:
-            right = _plus(right, _scaled(rest, _combined(RODAS_COUPLING[k], stages)))
+            right = _plus(right, _combined(RODAS_COUPLING[k], stages))
         stages.append(factors.solve(right))
     _rodas_points(column, stages, points)
     return points[8], stages

@@ -95,7 +95,7 @@ class Stepper:
     def block_slots(self) -> int:
         """Slots of the block."""
         n, stages = self.size, self.method.stages
-        return self._kept_at + n + 2 * n * n + 2 * stages * n * n
+        return self._kept_at + n + 2 * n * n + (stages + 1) * n * n
 
     @property
     def area_slots(self) -> int:
@@ -267,10 +267,12 @@ class Stepper:
     def _stored(self, values: Sequence[Any], at: int, out: dict[Place, int]) -> list[Any]:
         """Write what is not constant to slots from `at` on; the same values as read from there."""
         back: list[Any] = []
+        slots: dict[int, int] = {}  # equal values share one
         for k, value in enumerate(values):
             if isinstance(value, Symbol) and self.graph.value(value.index) is None:
-                out[0, at + k] = value.index
-                back.append(self._slot(at + k))
+                slot = slots.setdefault(value.index, at + k)
+                out[0, slot] = value.index
+                back.append(self._slot(slot))
             else:
                 back.append(value)
         return back
@@ -278,29 +280,26 @@ class Stepper:
     @cached_property
     def _linear(self) -> Linear:
         t, s = self._slot(TIME), self._slot(TRIED)
-        return self.method.linear(self, t, s, self._area(0), self._stages)
+        return self.method.linear(self, t, s, self._area(0), self._area(1), self._stages)
 
     def _one_by_one(self, wanted: Sequence[tuple[int, int]]) -> dict[str, dict[Place, int]]:
         """linearise, which stores the derivative of the step, and column, which applies it to one of them."""
         n, stages, linear = self.size, self.method.stages, self._linear
         out: dict[Place, int] = {}
-        at = self._kept_at + n + 2 * n * n
-        kinds: list[list[Matrix]] = []
-        for matrices in (linear.at_stage, linear.at_start):
-            flat = self._stored([v for matrix in matrices for row in matrix for v in row], at, out)
-            rows = [flat[k * n : (k + 1) * n] for k in range(stages * n)]
-            kinds.append([rows[k * n : (k + 1) * n] for k in range(stages)])
-            at += stages * n * n
+        flat = [v for matrix in (*linear.at_stage, linear.drift) for row in matrix for v in row]
+        flat = self._stored(flat, self._kept_at + n + 2 * n * n, out)
+        rows = [flat[k * n : (k + 1) * n] for k in range((stages + 1) * n)]
+        *at_stage, drift = [rows[k * n : (k + 1) * n] for k in range(stages + 1)]
         for c, (kind, index) in enumerate(wanted):
             for k, matrix in enumerate(linear.forcing):
                 for i, row in enumerate(matrix):
                     if kind == PARAMETER and isinstance(row[index], Symbol):
                         out[2, (c * stages + k) * n + i] = row[index].index
         forcing = [[self._slot(k * n + i, 2) for i in range(n)] for k in range(stages)]
-        return {"linearise": out, "column": self._column(1, 0, kinds[0], kinds[1], forcing)}
+        return {"linearise": out, "column": self._column(1, 0, at_stage, drift, forcing)}
 
     def _column(
-        self, pointer: int, at: int, at_stage: list[Matrix], at_start: list[Matrix], forcing: list[Vector]
+        self, pointer: int, at: int, at_stage: list[Matrix], drift: Matrix, forcing: list[Vector]
     ) -> dict[Place, int]:
         """One column, which stands behind `pointer` from slot `at` on, through the step just tried."""
         n = self.size
@@ -308,7 +307,7 @@ class Stepper:
         old, new = ([self._slot(at + part * n + i, pointer) for i in range(n)] for part in (0, 1))
         start = [_where(went, b, a) for a, b in zip(old, new, strict=True)]
         s, kept = self._slot(TRIED), self._attempt[1]
-        end, slopes = self.method.column(s, start, at_stage, at_start, forcing, kept)
+        end, slopes = self.method.column(s, start, at_stage, drift, forcing, kept)
         parts = {0: start, 1: end} | {3 + k: stage for k, stage in enumerate(slopes)}
         return {
             (pointer, at + part * n + i): self._number(v)
@@ -329,7 +328,7 @@ class Stepper:
                 forcing = [[self._slot(at + k * n + i, 2) for i in range(n)] for k in range(stages)]
             else:
                 forcing = [[0.0] * n for _ in range(stages)]
-            out |= self._column(2, c * self.area_slots, linear.at_stage, linear.at_start, forcing)
+            out |= self._column(2, c * self.area_slots, linear.at_stage, linear.drift, forcing)
             if len(self.graph.ancestors(out.values())) * len(wanted) > LONGEST * (c + 1):
                 return None
         return out

@@ -47,12 +47,16 @@ DOT_MAX, TRANSFER, PROBE = 99.0, 220.0, 3600.0 / 35.0  # %, 1/h, 1/h
 
 
 def fed_batch(t: Any, y: Any, p: Any) -> Mapping[str, Any]:  # noqa: ANN401
-    """Growth on glucose and acetate, overflow, oxygen and a slow probe; `p.F` is the feed in L/h."""
-    uptake = p.q_Smax / (1 + y.A / p.K_ia) * y.S / (y.S + p.K_s)
+    """Growth on glucose and acetate, overflow, oxygen and a slow probe; `p.F` is the feed in L/h.
+
+    What is used up may be a rounding error below zero, where the rates would have a pole: they see zero.
+    """
+    S, A, DOT = (value.clamp(min=0.0) for value in (y.S, y.A, y.DOT))
+    uptake = p.q_Smax / (1 + A / p.K_ia) * S / (S + p.K_s)
     overflow = p.p_Amax * uptake / (uptake + p.K_ap)
-    oxidised = (uptake - overflow) * y.DOT / (y.DOT + p.K_o)
+    oxidised = (uptake - overflow) * DOT / (DOT + p.K_o)
     anabolism = (oxidised - p.q_m) * p.Y_em * CARBON_X / CARBON_S
-    acetate = p.q_Amax / (1 + uptake / p.K_is) * y.A / (y.A + p.K_sa)
+    acetate = p.q_Amax / (1 + uptake / p.K_is) * A / (A + p.K_sa)
     growth = (oxidised - p.q_m) * p.Y_em + acetate * p.Y_xa + overflow * p.Y_xsof
     oxygen = p.Y_os * (oxidised - anabolism) + acetate * p.Y_oa
     dilution = p.F / y.V
@@ -102,12 +106,12 @@ def ecoli(experiments: Experiments) -> None:
         observe(name, dist.Normal(getattr(y, name), error), experiments)
 
 
-def protocol(horizon: float = 12.0) -> Doses:
-    """The published kind of schedule: pulses every 10 minutes after the batch, hourly samples of 20 mL."""
-    pulses = torch.arange(7.0, horizon, 1 / 6, dtype=torch.float64)
+def protocol(horizon: float = 14.0) -> Doses:
+    """Pulses of 1.5 mL every 10 minutes once the batch is used up, and hourly samples of 20 mL."""
+    pulses = torch.arange(10.0, horizon, 1 / 6, dtype=torch.float64)
     samples = torch.arange(1.0, horizon, dtype=torch.float64)
     time = torch.cat([pulses, samples])[None]
-    amount = torch.cat([torch.full_like(pulses, 0.003), torch.full_like(samples, 0.02)])[None]
+    amount = torch.cat([torch.full_like(pulses, 0.0015), torch.full_like(samples, 0.02)])[None]
     target = torch.cat([torch.zeros_like(pulses), torch.ones_like(samples)])[None].long()
     return Doses(
         time, amount, torch.zeros_like(time), target, torch.ones_like(target).bool(), ("pulse", "sample")
@@ -115,13 +119,13 @@ def protocol(horizon: float = 12.0) -> Doses:
 
 
 def model() -> Model:
-    """A batch of seven hours and five of pulses; biomass, glucose, acetate and the probe are measured."""
-    hours = tuple(0.5 * k for k in range(25))
+    """A batch of ten hours and four of pulses; biomass, glucose, acetate and the probe are measured."""
+    hours = tuple(0.5 * k for k in range(29))
     doses = protocol()
     plans = tuple(
         DosePlan(doses.targets[int(k)], (float(t), float(t)), (0.5 * float(a), 1.5 * float(a)))
         for t, a, k in zip(doses.time[0], doses.amount[0], doses.target[0], strict=True)
     )
-    channels = {name: Looks(times=hours, rows=(12, 25)) for name in ("X", "S", "A", "DOTm")}
-    design = Design(channels=channels, conditions={}, experiments=(1, 1), horizon=12.0, doses=plans)
+    channels = {name: Looks(times=hours, rows=(14, 29)) for name in ("X", "S", "A", "DOTm")}
+    design = Design(channels=channels, conditions={}, experiments=(1, 1), horizon=14.0, doses=plans)
     return Model(ecoli, design, UNITS)
