@@ -109,7 +109,7 @@ def ecoli(experiments: Experiments) -> None:
 def protocol(horizon: float = 14.0) -> Doses:
     """Pulses of 1.5 mL every 10 minutes once the batch is used up, and hourly samples of 20 mL."""
     pulses = torch.arange(10.0, horizon, 1 / 6, dtype=torch.float64)
-    samples = torch.arange(1.0, horizon, dtype=torch.float64)
+    samples = torch.arange(1.0, horizon, dtype=torch.float64) - 0.05  # before a pulse, never with it
     time = torch.cat([pulses, samples])[None]
     amount = torch.cat([torch.full_like(pulses, 0.0015), torch.full_like(samples, 0.02)])[None]
     target = torch.cat([torch.zeros_like(pulses), torch.ones_like(samples)])[None].long()
