@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.node import map_arg
+from torch.fx.passes.dialect.common.cse_pass import CSEPass
 
 from ampost.experiments import Experiments
 from ampost.model import Model
@@ -96,6 +97,8 @@ def _recorded(direct: Both, size: int) -> Both:
     graph = make_fx(direct)(points[0])
     with torch.no_grad():
         _fold(graph)
+    graph = CSEPass()(graph).graph_module
+    _shorten(graph)
 
     def both(z: Tensor) -> tuple[Tensor, Tensor]:
         with torch.inference_mode():
@@ -136,6 +139,30 @@ def _fold(graph: GraphModule) -> None:
             node.replace_all_uses_with(kept)
     graph.graph.eliminate_dead_code()
     graph.recompile()
+
+
+def _shorten(graph: GraphModule) -> None:
+    """Leave out what changes nothing, and let changes of shape follow each other in one operation."""
+    aten = torch.ops.aten
+    shaping = {aten.view.default, aten._unsafe_view.default, aten.unsqueeze.default, aten.squeeze.dim}
+    unchanging = {*shaping, aten.expand.default, aten.mul.Tensor, aten.pow.Tensor_Scalar}
+    for node in graph.graph.nodes:
+        if node.op != "call_function" or not node.args or not isinstance(node.args[0], Node):
+            continue
+        source, shape, before = node.args[0], _shape(node), _shape(node.args[0])
+        same = shape is not None and shape == before
+        by_one = node.target in (aten.mul.Tensor, aten.pow.Tensor_Scalar) and node.args[1] != 1.0
+        if node.target is aten.detach.default or (node.target in unchanging and same and not by_one):
+            node.replace_all_uses_with(source)
+        elif node.target in shaping and source.target in shaping and shape is not None:
+            node.target, node.args, node.kwargs = aten.reshape.default, (source.args[0], list(shape)), {}
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+
+
+def _shape(node: Node) -> tuple[int, ...] | None:
+    meta = node.meta.get("tensor_meta")
+    return tuple(meta.shape) if hasattr(meta, "shape") else None
 
 
 def _let_go(mine: set[int]) -> None:

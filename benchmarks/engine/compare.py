@@ -24,15 +24,18 @@ os.environ |= {f"{name}_NUM_THREADS": "1" for name in SINGLE}
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
 if hasattr(os, "sched_setaffinity"):
-    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    CORES = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {CORES[-1]})
 
 import argparse
 import csv
 import json
+import multiprocessing
 import platform
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -337,6 +340,69 @@ def agreement(chosen: Sequence[Peer], cases: Sequence[Case]) -> bool:
     return good
 
 
+def threads(case: Case, options: argparse.Namespace) -> str:
+    """Trajectories per second of ampost at each number of threads, by the wall clock, taking turns."""
+    peer = peers()[0]
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, CORES)
+    text = []
+    for batch in options.batches:
+        parameters, start = case.make_parameters(batch, SEED), case.starts(batch)
+        work = partial(peer.solve, case, parameters, start, options.rtol, options.rtol * case.atol_ratio)
+        spent: dict[int, list[float]] = {count: [] for count in options.threads}
+        for turn in range(options.rounds + 1):
+            for count, times in spent.items():
+                torch.set_num_threads(count)
+                seconds = once(work, time.perf_counter, 0.2)[0]
+                if turn:  # the first turn warms up
+                    times.append(seconds)
+        per = {count: batch / float(np.median(times)) for count, times in spent.items()}
+        first = per[options.threads[0]]
+        text += [f"| {case.name} | {batch} | {k} | {v:,.0f} | {v / first:.2f} |" for k, v in per.items()]
+    torch.set_num_threads(1)
+    return "\n".join(text)
+
+
+def growth(name: str, case: str, rows: int, rtol: float, gradient: bool) -> float | None:
+    """MB by which the peak of resident memory grows in one solve, after one of 100 rows; Linux only."""
+    torch.set_num_threads(1)
+    torch.set_default_dtype(torch.float64)
+    problem = CASES[case]
+    peer = next(p for p in peers() if p.name == name and p.available())
+    parameters, atol = problem.make_parameters(rows, SEED), rtol * problem.atol_ratio
+    ask = peer.gradient if gradient else peer.solve
+    if ask(problem, parameters[:100], problem.starts(100), rtol, atol) is None:
+        return None
+    start = problem.starts(rows)
+    Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
+    before = _resident("VmRSS")
+    answer = ask(problem, parameters, start, rtol, atol)
+    assert answer is not None
+    return (_resident("VmHWM") - before) / 1e3
+
+
+def _resident(what: str) -> float:
+    for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
+        if line.startswith(what):
+            return float(line.split()[1])
+    return float("nan")
+
+
+def memory(case: Case, options: argparse.Namespace, chosen: Sequence[Peer]) -> str:
+    """One line per peer: MB of growth at the largest batch, and of the answer itself."""
+    rows = max(options.batches)
+    answer = 8e-6 * rows * len(case.times) * len(case.states)
+    text = []
+    for peer in chosen:
+        for gradient in (False, True) if options.gradients else (False,):
+            with multiprocessing.get_context("spawn").Pool(1) as pool:
+                grown = pool.apply(growth, (peer.name, case.name, rows, options.rtol, gradient))
+            if grown is not None:
+                what = "gradient" if gradient else "solve"
+                text.append(f"| {case.name} | {what} | {rows} | {peer.name} | {grown:.0f} | {answer:.0f} |")
+    return "\n".join(text)
+
+
 def main() -> int:
     """Compare, print the table, write it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
@@ -347,6 +413,8 @@ def main() -> int:
     parser.add_argument("--rtol", type=float, default=DEFAULT)
     parser.add_argument("--tune", action="store_true", help="compare at equal error")
     parser.add_argument("--gradients", action="store_true", help="time the gradients too")
+    parser.add_argument("--threads", nargs="+", type=int, help="numbers of threads to time ampost at")
+    parser.add_argument("--memory", action="store_true", help="growth of memory at the largest batch")
     parser.add_argument("--check", action="store_true", help="only compare five rows with the reference")
     parser.add_argument("--clock", choices=["cpu", "wall"], default="cpu")
     parser.add_argument("--seconds", type=float, default=1.0, help="per turn of a row-by-row peer")
@@ -363,6 +431,15 @@ def main() -> int:
     chosen = [p for p in chosen if p.name not in missing]
     if options.check:
         return 0 if agreement(chosen, [CASES[name] for name in options.cases]) else 1
+    cases = [CASES[name] for name in options.cases]
+    if options.threads:
+        print("| case | batch | threads | trajectories/s | × one thread |\n| --- | --- | --- | --- | --- |")
+        print("\n".join(threads(case, options) for case in cases))
+        return 0
+    if options.memory:
+        print("| case | what | rows | peer | growth MB | answer MB |\n| --- | --- | --- | --- | --- | --- |")
+        print("\n".join(memory(case, options, chosen) for case in cases))
+        return 0
     lines: list[Line] = []
     for name in options.cases:
         contest = Contest(CASES[name], options, chosen)

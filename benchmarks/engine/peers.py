@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -130,10 +131,14 @@ def _compiled_into(case: Case) -> Any:
 
 
 class Ampost(Peer):
-    """This package."""
+    """This package, with its own choice of method or held to one."""
 
-    name, package, module = "ampost", "ampost", "ampost"
+    package, module = "ampost", "ampost"
     whole = stiff = True
+
+    def __init__(self, method: str | None = None) -> None:
+        super().__init__()
+        self.method, self.name = method, "ampost" if method is None else f"ampost {method}"
 
     def solve(self, case: Case, parameters: Array, start: Array, rtol: float, atol: float) -> Array | None:
         """One `odeint` for all rows."""
@@ -162,7 +167,10 @@ class Ampost(Peer):
         wide, begin = torch.as_tensor(parameters), torch.as_tensor(start)
         initial = {k: begin[:, i, None, None] for i, k in enumerate(case.states)}
         given = {k: wide[:, i, None, None] for i, k in enumerate(case.parameters)}
-        with answering(Compiled(rtol=rtol, atol=atol)):
+        solver = Compiled(rtol=rtol, atol=atol)
+        if self.method is not None:
+            solver = replace(solver, methods=(getattr(import_module("ampost.ode.methods"), self.method),))
+        with answering(solver):
             if case.pulses is not None:
                 return ampost_pulses(case, initial, given)
             looks = Experiments.on(torch.as_tensor(case.times)[None], [case.states[0]])
