@@ -97,7 +97,8 @@ def _recorded(direct: Both, size: int) -> Both:
     graph = make_fx(direct)(points[0])
     with torch.no_grad():
         _fold(graph)
-    graph = CSEPass()(graph).graph_module
+    merged = CSEPass()(graph)
+    graph = graph if merged is None else merged.graph_module
     _shorten(graph)
 
     def both(z: Tensor) -> tuple[Tensor, Tensor]:
@@ -161,8 +162,8 @@ def _shorten(graph: GraphModule) -> None:
 
 
 def _shape(node: Node) -> tuple[int, ...] | None:
-    meta = node.meta.get("tensor_meta")
-    return tuple(meta.shape) if hasattr(meta, "shape") else None
+    shape = getattr(node.meta.get("tensor_meta"), "shape", None)
+    return None if shape is None else tuple(shape)
 
 
 def _let_go(mine: set[int]) -> None:

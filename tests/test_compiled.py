@@ -87,7 +87,7 @@ def test_functions_made_anew_in_each_run_are_compiled_once() -> None:
 
 def test_what_has_no_scalar_form_is_solved_by_torch_with_a_warning() -> None:
     captured = torch.tensor(0.7, dtype=torch.float64)
-    with pytest.warns(UserWarning, match="not compiled.*captures"):
+    with pytest.warns(UserWarning, match="not compiled.*reads the Tensor"):
         y = odeint(lambda t, y, p: {"A": -captured * y.A}, {"A": 1.0}, {}, LOOKS)
     torch.testing.assert_close(y.A, torch.exp(-0.7 * LOOKS.times), rtol=1e-6, atol=1e-6)
     with pytest.warns(UserWarning, match=r"torch\.lgamma"):

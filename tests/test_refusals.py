@@ -398,7 +398,7 @@ def test_inputs_are_refused_by_name(kinetics: Model) -> None:
         Design.like(data)
     with pytest.raises(OdeError, match=r"'rate' .*, expected .* write a function of t into the right-hand"):
         odeint(decay, {"P": 1.0}, {"rate": lambda t: 2 * t}, data)
-    with pytest.raises(OdeError, match="'rate' .* has no breakpoint in some experiment; give every"):
+    with pytest.raises(OdeError, match=r"'rate' .* has no breakpoint in some experiment; give every"):
         odeint(decay, {"P": 1.0}, {"rate": data.inputs["feed"]}, data)
 
 

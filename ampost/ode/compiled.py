@@ -1,7 +1,7 @@
 """The compiled engine: a right-hand side becomes machine code, eight rows go side by side, over all cores.
 
-What has no scalar form, and what does not live on the CPU in double precision, goes to `Eager`, with one
-warning that says why.
+What does not live on the CPU in double precision goes to `Eager`; so does what has no scalar form, with
+one warning that says why.
 """
 
 from __future__ import annotations

@@ -8,15 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from types import SimpleNamespace
 
 import torch
 from torch import Tensor
 
 from ampost.errors import OdeError
 from ampost.ode.methods import TSITOURAS_A, TSITOURAS_C, TSITOURAS_ERROR, tsitouras_weights
-from ampost.ode.problem import OdeProblem, Rows, Status, Trajectory, check, edges_of, flatten
-from ampost.ode.trace import after
+from ampost.ode.problem import OdeProblem, Rows, Status, Trajectory, check, edges_of, flatten, jumped
 
 
 @dataclass(frozen=True)
@@ -73,7 +71,7 @@ class _Run:
     """One integration: the problem, what has been emitted so far, and the statuses."""
 
     def __init__(self, problem: OdeProblem, rows: Rows, solver: Eager) -> None:
-        self.names, self.events = tuple(problem.initial), tuple(problem.events.values())
+        self.events = [jumped(problem, name) for name in problem.events]
         self.rows, self.solver = rows, solver
         self.edges = edges_of(rows, len(self.events))
         count = rows.times.shape[0]
@@ -85,7 +83,8 @@ class _Run:
         self.last = rows.times.max(1).values
         self.out_index: list[Tensor] = []
         self.out_value: list[Tensor] = []
-        inputs = (rows.start, *rows.parameters.values(), rows.dose_time, rows.dose_amount)
+        doses = (rows.dose_time, rows.dose_amount, rows.dose_duration)
+        inputs = (rows.start, *rows.parameters.values(), *doses)
         self.differentiable = torch.is_grad_enabled() and any(t.requires_grad for t in inputs)
 
     def slopes(self, front: _Front, time: Tensor, state: Tensor) -> Tensor:
@@ -134,6 +133,7 @@ class _Run:
         slope = self.slopes(front, front.time, front.state)
         front = replace(front, slope=slope, step=self.first_step(front, slope))
         broken = ~torch.isfinite(slope.detach()).all(1) | ~torch.isfinite(front.state.detach()).all(1)
+        broken = broken | torch.isnan(self.edges.time.detach()).any(1)
         self.status[front.row[broken]] = int(Status.NOT_FINITE)
         return front.rows(((self.last > rows.start_time) & ~broken).nonzero()[:, 0])
 
@@ -188,13 +188,11 @@ class _Run:
         onto = torch.nn.functional.one_hot(target.clamp(max=size), size + 1)[:, :size].to(front.state)
         state = front.state + jump[:, None] * onto
         signals = front.signals
-        for k, event in enumerate(self.events):
+        for k in range(len(self.events)):
             mine = (target == size + k).nonzero()[:, 0]
             if mine.numel():
-                y = SimpleNamespace(**dict(zip(self.names, state[mine].unbind(-1), strict=True)))
-                answer = event(y, SimpleNamespace(**self.given(row[mine])), jump[mine])
-                new = [v.expand(mine.shape) for v in after(answer, y, self.names).values()]
-                state = state.index_put((mine,), torch.stack(new, -1))
+                new = self.events[k](state[mine], self.given(row[mine]), jump[mine])
+                state = state.index_put((mine,), new)
         for k in range(len(self.rows.inputs)):
             mine = (target == size + len(self.events) + k).nonzero()[:, 0]
             since = torch.where(torch.isfinite(when[mine]), when[mine], front.time[mine])

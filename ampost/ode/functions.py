@@ -5,7 +5,6 @@ from __future__ import annotations
 import types
 import warnings
 from collections.abc import Mapping
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,9 +16,9 @@ from ampost.errors import OdeError
 from ampost.ode import kernels
 from ampost.ode.machine import LANES, Code
 from ampost.ode.methods import Method, tsitouras
-from ampost.ode.problem import OdeProblem, Rows, stacked, truth
+from ampost.ode.problem import OdeProblem, Rows, jumped, stacked, truth
 from ampost.ode.stepper import Stepper
-from ampost.ode.trace import Jump, NotTraceableError, Rates, after
+from ampost.ode.trace import Jump, NotTraceableError, Rates
 
 Array = np.ndarray[Any, Any]
 Wanted = tuple[tuple[int, int], ...]
@@ -79,14 +78,10 @@ class Functions:
         kernels.evaluate(addresses["slopes"], block, area, extra)
         n = len(self.rates.states)
         _agree(area[2 * n : 3 * n], slopes, "function")
-        for k, event in enumerate(points.problem.events.values()):
+        for k, name in enumerate(points.problem.events):
             block[kernels.EVENT], block[kernels.AMOUNT] = k, 1.5
             kernels.evaluate(addresses["jump"], block, area, extra)
-            y = SimpleNamespace(**dict(zip(points.problem.initial, points.states.unbind(-1), strict=True)))
-            answer = event(y, SimpleNamespace(**points.parameters), torch.full((LANES,), 1.5).double())
-            new = after(answer, y, tuple(points.problem.initial))
-            expected = torch.stack([torch.as_tensor(v).expand(LANES) for v in new.values()], -1)
-            _agree(area[2 * n : 3 * n], expected, "event")
+            _agree(area[2 * n : 3 * n], points.after(name), "event")
 
     def _compare_derivatives(self, stepper: Stepper) -> None:
         """Refuse Jacobians that are not torch's at the points."""
@@ -149,6 +144,11 @@ class _Points:
         signals = {k: v + slope * (self.time - since) for k, (v, slope, since) in self.signals.items()}
         return self._rhs(self.time, states, {**parameters, **signals})
 
+    def after(self, event: str) -> Tensor:
+        """The states (point, state) after an event of amount 1.5, by torch."""
+        amount = torch.full((LANES,), 1.5, dtype=torch.float64)
+        return jumped(self.problem, event)(self.states, self.parameters, amount)
+
     def slots(self, stepper: Stepper) -> tuple[Array, Array, Array]:
         """Block, area and a third place, filled with the points, one in each lane."""
         block, area = np.zeros((stepper.block_slots, LANES)), np.zeros((stepper.area_slots, LANES))
@@ -177,6 +177,8 @@ def functions_of(problem: OdeProblem, rows: Rows) -> Functions | None:
 def _made(problem: OdeProblem, rows: Rows) -> Functions | None:
     points = _Points.near(problem, rows)
     slopes = points.slopes(points.states, points.parameters)  # torch first: its errors name what is wrong
+    for name in problem.events:
+        points.after(name)
     try:
         functions = Functions(problem, rows, points)
         functions.compare_values(slopes)
@@ -208,42 +210,56 @@ def _key(problem: OdeProblem, rows: Rows) -> Any:
     Raises:
         NotTraceableError: a captured value may change unseen.
     """
-    functions = [problem.rhs, *problem.events.values()]
-    parts = [_identity(f, ()) if isinstance(f, types.FunctionType) else f for f in functions]
+    parts = [_identity(f, ()) for f in (problem.rhs, *problem.events.values())]
     names = tuple(problem.initial), tuple(problem.parameters), tuple(problem.inputs), tuple(problem.events)
     return (*parts, *names, _infused(rows))
 
 
-def _identity(function: types.FunctionType, callers: tuple[types.CodeType, ...]) -> tuple[Any, ...]:
-    """Code and captured values of a function and of those it captures.
+def _identity(function: Any, callers: tuple[types.CodeType, ...]) -> tuple[Any, ...]:
+    """Code of a function and all that it reads from outside, with the functions among that.
 
-    Functions that a program makes anew in each run are so compiled once, and a global number that
-    changed is noticed.
+    Functions that a program makes anew in each run are so compiled once, and a number that changed since
+    is noticed.
     """
+    if not isinstance(function, types.FunctionType):
+        raise NotTraceableError(
+            f"it is a {type(function).__name__}, whose state may change unseen; use a function"
+        )
     code = function.__code__
     if code in callers:
         return (code,)
+    inside = (*callers, code)
     captured = list(zip(code.co_freevars, (c.cell_contents for c in function.__closure__ or ()), strict=True))
     captured += [("a default", v) for v in function.__defaults__ or ()]
     captured += (function.__kwdefaults__ or {}).items()
+    names = _names(code)
+    captured += [(name, function.__globals__[name]) for name in names if name in function.__globals__]
     parts: list[Any] = [code]
     for name, value in captured:
-        if isinstance(value, types.FunctionType):
-            parts.append(_identity(value, (*callers, code)))
-        elif isinstance(value, _PLAIN):
-            parts.append((type(value), value))
-        else:
+        if isinstance(value, types.ModuleType):
+            if not value.__name__.startswith(("torch", "math", "numpy", "pyro")):
+                there = {k: vars(value)[k] for k in names if k in vars(value)}
+                parts += [(k, v) for k, v in there.items() if isinstance(v, _PLAIN)]
+                parts += [_identity(v, inside) for v in there.values() if isinstance(v, types.FunctionType)]
+        elif isinstance(value, types.FunctionType):
+            torchs = (value.__module__ or "").startswith("torch")
+            parts.append(value if torchs else _identity(value, inside))
+        elif isinstance(value, _PLAIN) or (
+            isinstance(value, tuple) and all(isinstance(v, _PLAIN) for v in value)
+        ):
+            parts.append((name, type(value), value))
+        elif not isinstance(value, type | types.BuiltinFunctionType):
             raise NotTraceableError(
-                f"it captures the {type(value).__name__} {name!r}, which may change unseen and should be a "
+                f"it reads the {type(value).__name__} {name!r}, which may change unseen and should be a "
                 f"parameter of odeint (line {code.co_firstlineno} of {code.co_filename.rsplit('/', 1)[-1]})"
             )
-    for name in code.co_names:
-        value = function.__globals__.get(name)
-        if isinstance(value, types.FunctionType):
-            parts.append(_identity(value, (*callers, code)))
-        elif isinstance(value, bool | int | float | str):
-            parts.append((name, type(value), value))
     return tuple(parts)
 
 
-_PLAIN = (bool, int, float, str, types.NoneType, types.ModuleType, type)
+def _names(code: types.CodeType) -> list[str]:
+    """The names of globals and attributes in a function and in those written inside it."""
+    inner = [name for const in code.co_consts if isinstance(const, types.CodeType) for name in _names(const)]
+    return [*code.co_names, *inner]
+
+
+_PLAIN = (bool, int, float, str, types.NoneType)

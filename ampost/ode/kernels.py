@@ -168,8 +168,11 @@ def drive(
                     block[k, lane] = 0.0
                 for k in range(area_slots):
                     area[k, lane] = 0.0
-                for i in range(n):
-                    area[i, lane] = begin[r, i]
+                known = True
+                for j in range(edges):
+                    known = known and edge_time[r, j] == edge_time[r, j]
+                for i in range(n):  # a row that does not know when, ends at once
+                    area[i, lane] = begin[r, i] if known else np.nan
                 for k in range(columns * area_slots):
                     flat[k, lane] = 0.0
                 for c in range(columns):
@@ -268,7 +271,9 @@ def drive(
                             flat[c * area_slots + i, lane] = flat[c * area_slots + 2 * n + i, lane]
                 else:
                     at = HEAD + m + 3 * (target - n - events)
-                    block[at, lane], block[at + 1, lane], block[at + 2, lane] = jump, rate, block[TIME, lane]
+                    when = edge_time[r, edge[lane]]
+                    block[at, lane], block[at + 1, lane] = jump, rate
+                    block[at + 2, lane] = when if math.isfinite(when) else block[TIME, lane]
                 edge[lane] += 1
             if by_time:
                 _call(code[SLOPES], at_block, at_area, 0)

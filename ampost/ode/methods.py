@@ -374,11 +374,16 @@ def _rodas_linear(f: Scalars, t: Any, s: Any, y: Vector, new: Vector, stages: li
     for c in sorted(set(RODAS_C)):
         at = y if c == 0.0 else new if c == 1.0 else _rodas_between(c, y, new, stages, s)
         matrices[c], drives[c] = _by(s, f.by_state(t + c * s, at)), f.by_parameter(t + c * s, at)
-    turns = [_by(s * s, turns[0]), _by(s, turns[1])]
+    turns = [_finite(_by(s * s, turns[0])), _finite(_by(s, turns[1]))]
     forcing = [drives[c] for c in RODAS_C]
     for k, d in enumerate(RODAS_D):
         forcing[k] = _added(forcing[k], turns[1], d)
     return Linear([matrices[c] for c in RODAS_C], turns[0], forcing)
+
+
+def _finite(matrix: Matrix) -> Matrix:
+    """Zero in place of what is infinite, as second derivatives of y^1.5 at 0 are: one step of lower order."""
+    return [[a if _absent(a) else (abs(a) < 1e300).where(a, 0.0) for a in row] for row in matrix]
 
 
 def _by(factor: Any, matrix: Matrix) -> Matrix:

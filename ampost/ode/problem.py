@@ -39,7 +39,7 @@ class Status(IntEnum):
         return {
             Status.OK: "Solved.",
             Status.TOO_MANY_STEPS: (
-                "The step budget ran out: the system is stiff or fast at these parameters; raise "
+                "The step budget ran out: the system is stiff, fast or kinked at these parameters; raise "
                 "max_steps, narrow the prior or let the stiff method have it (Compiled())."
             ),
             Status.NOT_FINITE: (
@@ -176,6 +176,12 @@ def check(problem: OdeProblem) -> None:
                 f"the input {name!r} of {where} has no breakpoint in some experiment; give every experiment "
                 f"at least one row of that input"
             )
+        numbers = torch.where(signal.mask, signal.time + signal.value, 0.0)
+        if not truth(torch.isfinite(numbers).all()):
+            raise OdeError(
+                f"the input {name!r} of {where} has a breakpoint whose time or value is not finite; correct "
+                f"it or leave the row out"
+            )
     _check_times(problem, where)
     if problem.doses.time.shape[-1]:
         _check_doses(problem, where)
@@ -184,7 +190,7 @@ def check(problem: OdeProblem) -> None:
 def _check_times(problem: OdeProblem, where: str) -> None:
     times, start = problem.experiments.times.detach().cpu().numpy(), problem.experiments.start
     if not times.size:
-        return
+        raise OdeError(f"{where} is to be looked at at no time at all; give at least one time per experiment")
     onward = (times[..., 1:] >= times[..., :-1]).all()
     if onward and times[..., 0].min() >= start and times[..., -1].max() < np.inf:
         return
@@ -217,13 +223,17 @@ def _check_doses(problem: OdeProblem, where: str) -> None:
             f"a dose of {where} has the duration {float(duration.expand(bad.shape)[bad][0]):g}, expected 0 (at "
             f"once) or a positive time"
         )
-    shape = torch.broadcast_shapes(time.shape, doses.mask.shape)
-    latest = torch.where(doses.mask, time, torch.inf).expand(shape).reshape(-1, shape[-1]).max(0).values
-    if truth((latest < start).any()):
-        raise OdeError(
-            f"a dose of {where} is given at {float(latest.min()):g}, before the start at {start:g}; set "
-            f"`start` of the experiments earlier"
-        )
+    # as tabulated, every dose must be in time; estimated times are a matter of their row
+    tabulated = problem.experiments.doses
+    plain = time.dim() <= 2 and not doses.time.requires_grad
+    for table in (tabulated, doses) if plain else (tabulated,):
+        moments = torch.where(table.mask, table.time.detach(), start)
+        if not truth((moments >= start).all()):
+            bad = moments[~(moments >= start)][0]
+            raise OdeError(
+                f"a dose of {where} is given at {float(bad):g}, before the start at {start:g} or at no time; "
+                f"correct it, or set `start` of the experiments earlier"
+            )
     infused = doses.mask & (duration > 0)
     aimed = {doses.targets[int(k)] for k in doses.target[infused.expand(doses.target.shape)].unique()}
     events = sorted(aimed & set(problem.events))
@@ -342,7 +352,9 @@ def stacked(
 
     def slopes(t: Tensor, y: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
         given = SimpleNamespace(**{n: y[..., k] for k, n in enumerate(names)})
-        answer = _answer(problem, t, given, SimpleNamespace(**parameters))
+        p = SimpleNamespace(**parameters)
+        what = f"the right-hand side of odeint {problem.name!r}"
+        answer = _answer(what, lambda: problem.rhs(t, given, p), given, p)
         if not isinstance(answer, Mapping) or set(answer) != set(names):
             got = sorted(answer) if isinstance(answer, Mapping) else type(answer).__name__
             raise OdeError(
@@ -370,26 +382,58 @@ def stacked(
     return slopes
 
 
-def _answer(problem: OdeProblem, t: Tensor, y: SimpleNamespace, p: SimpleNamespace) -> Any:
-    """What the right-hand side returns; its usual mistakes are named."""
+def jumped(problem: OdeProblem, event: str) -> Callable[[Tensor, Mapping[str, Tensor], Tensor], Tensor]:
+    """The user's event on rows: states (row, state), parameters and amounts -> states after it."""
+    what = f"the event {event!r} of odeint {problem.name!r}"
+
+    def jump(states: Tensor, parameters: Mapping[str, Tensor], amount: Tensor) -> Tensor:
+        y = SimpleNamespace(**dict(zip(problem.initial, states.unbind(-1), strict=True)))
+        p = SimpleNamespace(**parameters)
+        answer = _answer(what, lambda: problem.events[event](y, p, amount), y, p)
+        new = after(answer, y, tuple(problem.initial), what)
+        try:
+            columns = [torch.as_tensor(v, dtype=states.dtype, device=states.device) for v in new.values()]
+            return torch.stack([c.expand(amount.shape) for c in columns], -1)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise OdeError(
+                f"{what} returned {answer!r}, expected a number or torch scalar for each state"
+            ) from error
+
+    return jump
+
+
+def after(answer: Any, y: SimpleNamespace, states: tuple[str, ...], what: str) -> dict[str, Any]:
+    """The states after an event: those it returns, by name, and the others as they were."""
+    if not isinstance(answer, Mapping | SimpleNamespace):
+        raise OdeError(f"{what} returned {answer!r}, expected a dict of the states that change")
+    given = answer if isinstance(answer, Mapping) else vars(answer)
+    unknown = [name for name in given if name not in states]
+    if unknown:
+        raise OdeError(
+            f"{what} returned {unknown[0]!r}, which is no state; the states are {', '.join(states)}: "
+            f"correct the name"
+        )
+    return {name: given.get(name, getattr(y, name)) for name in states}
+
+
+def _answer(what: str, call: Callable[[], Any], y: SimpleNamespace, p: SimpleNamespace) -> Any:
+    """What a function of the user's returns; its usual mistakes are named."""
     try:
-        return problem.rhs(t, y, p)
+        return call()
     except AttributeError as error:
-        asked = next((k for k, v in (("state", y), ("parameter", p)) if error.obj is v), None)
-        if asked is None:
+        kind, there = next(((k, v) for k, v in (("state", y), ("parameter", p)) if error.obj is v), ("", None))
+        if there is None:
             raise
         raise OdeError(
-            f"the right-hand side of odeint {problem.name!r} reads {asked} {error.name!r}; the states are "
-            f"{', '.join(problem.initial)}, the parameters "
-            f"{', '.join([*problem.parameters, *problem.inputs]) or 'none'}: "
-            f"correct the name or hand it to odeint"
+            f"{what} reads {kind} {error.name!r}; the states are {', '.join(vars(y))}, the parameters "
+            f"{', '.join(vars(p)) or 'none'}: correct the name or hand it to odeint"
         ) from error
     except (RuntimeError, TypeError, ValueError) as error:
-        for sign, what, remedy in _MISTAKES:
+        for sign, done, remedy in _MISTAKES:
             if sign in str(error):
                 raise OdeError(
-                    f"the right-hand side of odeint {problem.name!r} {what}, which differs between "
-                    f"trajectories; use {remedy}{line_of(error.__traceback__)}"
+                    f"{what} {done}, which differs between trajectories; use "
+                    f"{remedy}{line_of(error.__traceback__)}"
                 ) from error
         raise
 

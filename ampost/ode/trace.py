@@ -15,7 +15,7 @@ import torch
 
 from ampost.errors import AmpostError, OdeError
 from ampost.ode.graph import CONDITIONS, FUNCTIONS, OPERATIONS, Graph
-from ampost.ode.problem import line_of
+from ampost.ode.problem import after, line_of
 
 
 class NotTraceableError(AmpostError):
@@ -277,17 +277,11 @@ class Jump:
         y = SimpleNamespace(**{n: Symbol(graph, k) for n, k in zip(states, self.states, strict=True)})
         p = SimpleNamespace(**{n: Symbol(graph, k) for n, k in zip(parameters, self.parameters, strict=True)})
         answer = _symbolically(lambda: function(y, p, Symbol(graph, self.amount)))
-        new = after(answer, y, states)
+        new = after(answer, y, tuple(states), "an event")
         self.values = [_node(graph, new[n], f"the event's {n}") for n in states]
         self.by_state = graph.jacobian(self.values, self.states)
         self.by_parameter = graph.jacobian(self.values, self.parameters)
         self.by_amount = [row[0] for row in graph.jacobian(self.values, [self.amount])]
-
-
-def after(answer: Any, y: SimpleNamespace, states: Sequence[str]) -> dict[str, Any]:
-    """The states after an event: those it returns, by name, and the others as they were."""
-    given = answer if isinstance(answer, Mapping) else vars(answer)
-    return {name: given.get(name, getattr(y, name)) for name in states}
 
 
 def _node(graph: Graph, value: Any, what: str) -> int:

@@ -31,9 +31,7 @@ def main() -> None:
     print("| data set | way | draws | seconds | gradients | smallest effective size |")
     print("| --- | --- | --- | --- | --- | --- |")
     for k in range(given.datasets):
-        tree = baselines.nuts(
-            model, data.at(k), draws=given.draws, warmup=given.draws, seed=0, progress=False
-        )
+        tree = baselines.nuts(model, data.at(k), draws=given.draws, warmup=given.draws, seed=0, progress=False)
         fit = tree["fit"]
         print(
             f"| {k} | potential | {given.draws} + {given.draws} | {float(fit['seconds']):.1f} | "

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import csv
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,14 @@ STYLES: dict[str, dict[str, Any]] = {
     "scikit-sundae CVODE": {"color": "#009E73", "marker": "X"},
     "CasADi CVODES": {"color": "#E69F00", "marker": "*"},
     "scipy LSODA": {"color": "#56B4E9", "marker": "h"},
+}
+METHODS = ("Tsit5", "DOP853", "LSODA", "Kvaerno5")  # of CyRK and diffrax, drawn in one style
+NAMES = {
+    "ampost": "ampost (chooses by itself)",
+    "ampost tsitouras": "ampost, tsitouras only",
+    "ampost rodas": "ampost, rodas only",
+    "CyRK": "CyRK (DOP853; Robertson LSODA, E. coli Tsit5)",
+    "diffrax": "diffrax (Tsit5; Robertson Kvaerno5)",
 }
 
 
@@ -76,20 +85,21 @@ def measured(case: Case, options: argparse.Namespace) -> list[dict[str, Any]]:
             if not np.isfinite(wrong):
                 continue  # half of the rows or more fail
             if not peer.whole:
-                few = parameters[:4]
-                each = once(lambda: peer.solve(case, few, case.starts(4), rtol, atol), time.process_time)[0] / 4  # noqa: B023
+                few = case, parameters[:4], case.starts(4), rtol, atol
+                each = once(partial(peer.solve, *few), time.process_time)[0] / 4
                 rows = min(rows, max(8, int(options.seconds / each)))
             arguments = case, parameters[:rows], case.starts(rows), rtol, atol
             peer.solve(*arguments)
-            works.append((peer, arguments))
-            here.append({"case": case.name, "engine": peer.name, "rtol": f"{rtol:.0e}", "rows": rows, "error": wrong})
+            works.append(partial(peer.solve, *arguments))
+            here.append(dict(zip(FIELDS, (case.name, peer.name, f"{rtol:.0e}", rows, wrong), strict=False)))
         times: list[list[float]] = [[] for _ in works]
         for _ in range(options.rounds):
-            for spent, (peer, arguments) in zip(times, works, strict=True):
-                spent.append(once(lambda: peer.solve(*arguments), time.process_time)[0])  # noqa: B023
+            for spent, work in zip(times, works, strict=True):
+                spent.append(once(work, time.process_time)[0])
         for line, spent in zip(here, times, strict=True):
             middle = float(np.median(spent))
-            line["microseconds"], line["spread"] = 1e6 * middle / line["rows"], (max(spent) - min(spent)) / middle
+            line["microseconds"] = 1e6 * middle / line["rows"]
+            line["spread"] = (max(spent) - min(spent)) / middle
             print(" ".join(f"{v:.3g}" if isinstance(v, float) else str(v) for v in line.values()), flush=True)
         lines += here
     return lines
@@ -119,7 +129,7 @@ def draw(table: Path, picture: Path) -> None:
     for axis, (name, title) in zip(axes.flat, TITLES.items(), strict=True):
         here = [line for line in lines if line["case"] == name]
         for label, style in STYLES.items():
-            mine = [x for x in here if x["engine"] == label or (label in ("CyRK", "diffrax") and x["engine"].startswith(label))]
+            mine = [x for x in here if x["engine"] in (label, *(f"{label} {m}" for m in METHODS))]
             if not mine:
                 continue
             error, cost = (np.array([float(x[key]) for x in mine]) for key in ("error", "microseconds"))
@@ -131,11 +141,9 @@ def draw(table: Path, picture: Path) -> None:
     figure.supxlabel("median relative error reached (smaller to the right)", fontsize=11)
     figure.supylabel("microseconds per trajectory, one core (lower is better)", fontsize=11)
     order = [label for label in STYLES if label in handles]
-    names = {"CyRK": "CyRK (DOP853; Tsit5 for E. coli, LSODA for Robertson)", "diffrax": "diffrax (Tsit5; Kvaerno5 for Robertson)"}
-    names["ampost"] = "ampost (chooses by itself)"
     figure.legend(
         [handles[k] for k in order],
-        [names.get(k, k) for k in order],
+        [NAMES.get(k, k) for k in order],
         loc="outside lower center",
         ncols=3,
         frameon=False,
