@@ -279,7 +279,7 @@ def _spread(work: Callable[[Array], None], rows: Array) -> None:
     threads = min(torch.get_num_threads(), os.cpu_count() or 1)
     if threads == 1:
         return work(rows)
-    width = max(CHUNK, -(-rows.size // (8 * threads)))
+    width = max(2 * CHUNK, -(-rows.size // (8 * threads)))
     for done in _pool(threads).map(work, [rows[a : a + width] for a in range(0, rows.size, width)]):
         assert done is None
     return None

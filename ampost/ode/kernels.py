@@ -124,8 +124,9 @@ def drive(
     `times` are sorted, those after a dose behind those before it. An edge adds `jump` to its target
     and `rate` to the inflow, or is an event of amount `jump`, or sets a signal to `jump` with slope
     `rate`. With columns (`kinds`, `index`), `sensitivities` (row, time, column, state) are stored, or,
-    where `weights` (row, time, state) are given, summed into `gradient` (row, column). A row at the
-    edge of stability whose remaining steps would exceed `patience` ends as STIFF_ROW.
+    where `weights` (row, time, state) are given, summed into `gradient` (row, column). A row ends as
+    STIFF_ROW where it would take more than `patience` further steps at the edge of stability, or where
+    its steps do not grow and would exceed the budget.
     """
     n, m, edges, looks = begin.shape[1], parameters.shape[1], edge_time.shape[1], times.shape[1]
     columns = kinds.size
@@ -145,7 +146,7 @@ def drive(
     look, taken = np.zeros(LANES, dtype=np.int64), np.zeros(LANES, dtype=np.int64)
     stiff, calm = np.zeros(LANES, dtype=np.int64), np.zeros(LANES, dtype=np.int64)
     fresh, due = np.zeros(LANES, dtype=np.bool_), np.zeros(LANES, dtype=np.bool_)
-    end = np.zeros(LANES)
+    end, pace = np.zeros(LANES), np.zeros(LANES)
     for lane in range(LANES):
         block[RTOL, lane] = rtol
         block[ATOL, lane] = atol
@@ -160,7 +161,7 @@ def drive(
                 r = rows[following]
                 following += 1
                 row[lane], edge[lane], look[lane], taken[lane], stiff[lane], calm[lane] = r, 0, 0, 0, 0, 0
-                fresh[lane], end[lane] = True, times[r, looks - 1]
+                fresh[lane], end[lane], pace[lane] = True, times[r, looks - 1], 0.0
                 block[TIME, lane] = start
                 for k in range(m):
                     block[HEAD + k, lane] = parameters[r, k]
@@ -393,6 +394,12 @@ def drive(
                     calm[lane] += 1
                     if calm[lane] >= 6:
                         stiff[lane] = 0
+                if patience < np.inf and verdict < 0 and taken[lane] % 32 == 0:
+                    # at tight tolerances the edge of stability hides: but steps that do not grow tell
+                    left = (end[lane] - block[NEXT, lane]) / block[STEP, lane]
+                    if block[STEP, lane] < 1.5 * pace[lane] and left > 2.0 * (max_steps - taken[lane]):
+                        verdict = STIFF_ROW
+                    pace[lane] = block[STEP, lane]
             elif not block[STEP, lane] > 1e-14 * max(abs(block[TIME, lane]), 1e-6 * abs(end[lane])):
                 verdict = STALLED
             if verdict < 0 and taken[lane] >= max_steps:

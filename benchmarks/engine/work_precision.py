@@ -110,7 +110,7 @@ def write(path: Path, lines: list[dict[str, Any]]) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
         table = csv.DictWriter(file, FIELDS)
         table.writeheader()
-        for line in lines:
+        for line in sorted(lines, key=lambda x: list(CASES).index(x["case"])):
             short = {k: f"{v:.4g}" if isinstance(v, float) else v for k, v in line.items()}
             table.writerow(short)
 
@@ -144,7 +144,7 @@ def draw(table: Path, picture: Path) -> None:
     figure.legend(
         [handles[k] for k in order],
         [NAMES.get(k, k) for k in order],
-        loc="outside lower center",
+        loc="outside upper center",
         ncols=3,
         frameon=False,
         fontsize=9,
@@ -168,6 +168,9 @@ def main() -> None:
     if not options.draw:
         print(processor())
         lines: list[dict[str, Any]] = []
+        if table.exists():  # other cases stay
+            with table.open(encoding="utf-8") as file:
+                lines = [x for x in csv.DictReader(file) if x["case"] not in options.cases]
         for name in options.cases:
             lines += measured(CASES[name], options)
             write(table, lines)
