@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from ampost import Compiled, Eager, Experiments, answering, odeint
+from ampost import Compiled, Doses, Eager, Experiments, answering, failures, odeint, recording, rodas
 from ampost.errors import OdeError
+from ampost.experiments import Input
 from ampost.ode import functions
+from ampost.ode.problem import Status
 from ampost.ode.trace import NotTraceableError, Rates
 
 LOOKS = Experiments.on(torch.linspace(0.0, 2.0, 9)[None].double(), ["A"])
@@ -86,10 +88,6 @@ def test_functions_made_anew_in_each_run_are_compiled_once() -> None:
 
 
 def test_what_has_no_scalar_form_is_solved_by_torch_with_a_warning() -> None:
-    captured = torch.tensor(0.7, dtype=torch.float64)
-    with pytest.warns(UserWarning, match="not compiled.*reads the Tensor"):
-        y = odeint(lambda t, y, p: {"A": -captured * y.A}, {"A": 1.0}, {}, LOOKS)
-    torch.testing.assert_close(y.A, torch.exp(-0.7 * LOOKS.times), rtol=1e-6, atol=1e-6)
     with pytest.warns(UserWarning, match=r"torch\.lgamma"):
         odeint(lambda t, y, p: {"A": -torch.lgamma(2 + y.A)}, {"A": 1.0}, {}, LOOKS)
 
@@ -106,3 +104,80 @@ def test_what_has_no_scalar_form_is_solved_by_torch_with_a_warning() -> None:
 def test_what_cannot_be_traced_is_named(slope: Callable[[Any, Any, Any], Any], words: str) -> None:
     with pytest.raises(NotTraceableError, match=words):
         Rates(slope, ["A"], [])
+
+
+def test_a_captured_tensor_is_refused_and_keeps_its_gradient_in_the_torch_solver() -> None:
+    captured = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
+
+    def decay(t: Any, y: Any, p: Any) -> dict[str, Any]:
+        return {"A": -captured * y.A}
+
+    with pytest.raises(OdeError, match=r"reads the tensor 'captured' from outside .line \d+ of test_compiled"):
+        odeint(decay, {"A": 1.0}, {}, LOOKS)
+    with answering(Eager(rtol=1e-9, atol=1e-11)):
+        y = odeint(decay, {"A": 1.0}, {}, LOOKS)
+    (slope,) = torch.autograd.grad(y.A.sum(), captured)
+    exact = -(LOOKS.times * torch.exp(-0.7 * LOOKS.times)).sum()
+    torch.testing.assert_close(slope, exact, rtol=1e-7, atol=0.0)
+
+
+k = [1.0, 2.0]  # named like the parameter below, and none of its business
+
+
+def test_globals_that_are_named_like_parameters_do_not_matter() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        y = odeint(lambda t, y, p: {"A": -p.k * y.A}, {"A": 1.0}, {"k": 0.7}, LOOKS)
+    torch.testing.assert_close(y.A, torch.exp(-0.7 * LOOKS.times), rtol=1e-6, atol=1e-6)
+
+
+def test_a_steep_sigmoid_has_a_finite_derivative() -> None:
+    slopes = []
+    for solver in (Compiled(), Compiled(methods=(rodas,)), Eager()):
+        steep = torch.tensor(300.0, dtype=torch.float64, requires_grad=True)
+        with answering(solver):
+            y = odeint(
+                lambda t, y, p: {"A": torch.sigmoid(p.steep * (t - 50.0)) - y.A},
+                {"A": 1.0},
+                {"steep": steep},
+                LOOKS,
+            )
+        slopes += torch.autograd.grad(y.A.sum(), steep)
+    assert torch.equal(torch.stack(slopes), torch.zeros(3, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("solver", [Compiled(), Eager()], ids=["compiled", "eager"])
+def test_an_estimated_dose_before_the_start_fails_its_row(solver: Any) -> None:
+    one = torch.ones(1, 1, dtype=torch.float64)
+    doses = Doses(0.5 * one, one, 0 * one, one.long() * 0, one.bool(), ("A",))
+    lag = torch.tensor([0.2, -1.0], dtype=torch.float64).reshape(2, 1, 1)
+    looks = Experiments.on(LOOKS.times, ["A"], doses=doses)
+    with answering(solver):
+        y = odeint(lambda t, y, p: {"A": -y.A}, {"A": 0.0}, {}, looks, doses=doses.delayed(lag))
+    assert y.status[:, 0].tolist() == [Status.OK, Status.DOSE_BEFORE_START]
+    assert bool(torch.isnan(y.A[1, 0, 1:]).all())
+
+
+def test_a_reduction_over_trajectories_is_refused() -> None:
+    with pytest.raises(OdeError, match="none that joins trajectories"):
+        odeint(lambda t, y, p: {"A": -torch.max(y.A)}, {"A": 1.0}, {}, LOOKS)
+
+
+def test_a_snippet_runs_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    signal = Input(
+        *(torch.tensor([v], dtype=torch.float64) for v in ([0.0, 1.0], [1.0, 5.0])), torch.ones(1, 2) > 0
+    )
+    with recording() as record:
+        odeint(blowing, {"A": 1.0}, {"F": signal}, LOOKS)
+    (failure,) = failures(*record.solved[0])
+    assert failure.status == Status.EXPLODED
+    assert abs(failure.time - 1.0) < 1e-3
+    monkeypatch.setattr(torch, "set_default_dtype", lambda dtype: None)
+    with recording() as again:
+        exec(failure.snippet, {"blowing": blowing, "print": lambda y: y})
+    assert again.solved[0][1].status.tolist() == [Status.EXPLODED]
+    torch.testing.assert_close(again.solved[0][1].reached, record.solved[0][1].reached)
+
+
+def blowing(t: Any, y: Any, p: Any) -> dict[str, Any]:
+    return {"A": p.F * y.A**2}

@@ -37,9 +37,12 @@ class Compiled:
     By default a row is solved by the explicit `tsitouras`; where it proves stiff or fails, that row begins
     again with `rodas`, which is linearly implicit. What is chosen for a row depends on that row alone.
 
-    Gradients come from forward sensitivities; they are the derivative of the numerical solution on the
-    steps chosen, for initial states, parameters, and amounts, times and durations of doses. There is no
-    second derivative.
+    Gradients come from forward sensitivities, for initial states, parameters, and amounts, times and
+    durations of doses. They take the steps of the states and have no error control of their own: where
+    they must be exact to many digits, lower `rtol`. There is no second derivative.
+
+    `atol` is in the units of the states: where these are tiny (molar concentrations of 1e-9), lower it.
+    `max_steps` holds for each method that a row is tried with.
 
     Raises:
         OdeError: a tolerance or the budget is not positive, or there is no method.
@@ -62,6 +65,8 @@ class Compiled:
         check(problem)
         rows = flatten(problem)
         functions = None
+        if not len(rows.start):
+            raise OdeError(f"odeint {problem.name!r} is given a batch of no rows; give at least one")
         if rows.times.dtype == torch.float64 and rows.times.device.type == "cpu":
             functions = functions_of(problem, rows)
         if functions is None:
@@ -244,7 +249,6 @@ def _integrate(job: _Job, inputs: tuple[Tensor, ...], weights: Tensor | None) ->
     given = np.empty((0, 0, 0)) if weights is None else np.ascontiguousarray(weights.numpy())
     kinds = np.array([w[0] for w in wanted], dtype=np.int64)
     index = np.array([w[1] for w in wanted], dtype=np.int64)
-    steps = np.zeros(count, dtype=np.int64)
     left = np.arange(count)
     solver, methods = job.solver, job.solver.methods
     for k, method in enumerate(methods):
@@ -256,7 +260,7 @@ def _integrate(job: _Job, inputs: tuple[Tensor, ...], weights: Tensor | None) ->
             *middle,
             *(edge_jump, edge_rate, job.functions.events, solver.rtol, solver.atol, solver.max_steps),
             *(patient, PATIENCE_PER_EDGE, kinds, index, answer.states, stored, given, answer.gradient),
-            *(answer.status, steps, answer.reached, answer.ended),
+            *(answer.status, answer.reached, answer.ended),
         )
         _spread(partial(kernels.drive, *arguments), left)
         if not answer.status.any():
@@ -288,3 +292,7 @@ def _spread(work: Callable[[Array], None], rows: Array) -> None:
 @cache
 def _pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, thread_name_prefix="ampost-ode")
+
+
+if hasattr(os, "register_at_fork"):  # a forked child has none of the threads
+    os.register_at_fork(after_in_child=_pool.cache_clear)

@@ -131,10 +131,14 @@ class _Run:
         front = self.cross_edges(front)
         self.emit_at(front, before=False)
         slope = self.slopes(front, front.time, front.state)
+        self.differentiable = self.differentiable or slope.requires_grad  # by what it captures, too
         front = replace(front, slope=slope, step=self.first_step(front, slope))
         broken = ~torch.isfinite(slope.detach()).all(1) | ~torch.isfinite(front.state.detach()).all(1)
-        broken = broken | torch.isnan(self.edges.time.detach()).any(1)
         self.status[front.row[broken]] = int(Status.NOT_FINITE)
+        moments, dosed = self.edges.time.detach(), self.edges.target < rows.start.shape[1] + len(self.events)
+        misplaced = ((~(moments >= rows.start_time)) & dosed).any(1)
+        self.status[front.row[misplaced]] = int(Status.DOSE_BEFORE_START)
+        broken = broken | misplaced
         return front.rows(((self.last > rows.start_time) & ~broken).nonzero()[:, 0])
 
     def first_step(self, front: _Front, slope: Tensor) -> Tensor:

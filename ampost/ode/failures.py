@@ -84,13 +84,12 @@ def _snippet(
     name = _imported(problem.rhs, "rhs", lines)
     lines.append("torch.set_default_dtype(torch.float64)")
     times = trajectory.times.expand(*trajectory.status.shape, -1)[index].tolist()
-    given = "".join(f", {k!r}: {v!r}" for k, v in parameters.items()).removeprefix(", ")
+    given = [f"{k!r}: {v!r}" for k, v in parameters.items()]
     lines.append(f"looks = ampost.Experiments.on([{times}], [{next(iter(initial))!r}])")
-    if problem.experiments.start != 0.0:
-        lines += [
-            "from dataclasses import replace",
-            f"looks = replace(looks, start={problem.experiments.start!r})",
-        ]
+    after = problem.experiments.after_dose.expand(*trajectory.status.shape, -1)[index]
+    start = f"start={problem.experiments.start!r}"
+    lines.append("from dataclasses import replace")
+    lines.append(f"looks = replace(looks, {start}, after_dose=torch.tensor([{after.tolist()}]))")
     more = ""
     doses = problem.doses
     if doses.time.shape[-1] and bool(doses.mask.any()):
@@ -109,11 +108,12 @@ def _snippet(
                 for v in (signal.time, signal.value, signal.mask)
             ]
             written = ", ".join(f"torch.tensor({v.tolist()})" for v in row)
-            given += f", {key!r}: Input({written}, {signal.linear})"
+            given.append(f"{key!r}: Input({written}, {signal.linear})")
     if problem.events:
         names = [f"{key!r}: {_imported(event, key, lines)}" for key, event in problem.events.items()]
         more += f", events={{{', '.join(names)}}}"
-    call = f"ampost.odeint({name}, {initial!r}, {{{given}}}, looks{more})"
+    inside = ", ".join(given)
+    call = f"ampost.odeint({name}, {initial!r}, {{{inside}}}, looks{more})"
     return "\n".join([*lines, f"print({call})"]) + "\n"
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dis
 import types
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,8 +15,10 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
 
 from ampost.errors import OdeError
+from ampost.experiments import Experiments, Input, no_doses
 from ampost.ode import kernels
-from ampost.ode.machine import LANES, Code
+from ampost.ode.graph import LANES
+from ampost.ode.machine import Code
 from ampost.ode.methods import Method, tsitouras
 from ampost.ode.problem import OdeProblem, Rows, jumped, stacked, truth
 from ampost.ode.stepper import Stepper
@@ -22,6 +26,7 @@ from ampost.ode.trace import Jump, NotTraceableError, Rates
 
 Array = np.ndarray[Any, Any]
 Wanted = tuple[tuple[int, int], ...]
+MOST = 256  # right-hand sides kept compiled
 _known: dict[Any, Functions | None] = {}
 
 
@@ -137,7 +142,16 @@ class _Points:
         with torch.no_grad():
             time = close(rows.times[pick, 0].abs() + 0.1)
             parameters = {k: close(v[pick]) for k, v in rows.parameters.items()}
-            return cls(problem, time, close(rows.start[pick]), parameters)
+            nothing = torch.zeros(())
+            bare = replace(  # kept for later comparisons, without the batch that it came with
+                problem,
+                initial=dict.fromkeys(problem.initial, nothing),
+                parameters=dict.fromkeys(problem.parameters, nothing),
+                experiments=Experiments.on([[0.0]], []),
+                doses=no_doses(1),
+                inputs=dict.fromkeys(problem.inputs, Input(nothing, nothing, nothing.bool())),
+            )
+            return cls(bare, time, close(rows.start[pick]), parameters)
 
     def slopes(self, states: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
         """The torch right-hand side (point, state)."""
@@ -169,6 +183,8 @@ def functions_of(problem: OdeProblem, rows: Rows) -> Functions | None:
         _warn(problem.name, reason)
         return None
     if key not in _known:
+        if len(_known) >= MOST:
+            del _known[next(iter(_known))]
         with disable_proxy_modes_tracing():
             _known[key] = _made(problem, rows)
     return _known[key]
@@ -189,7 +205,10 @@ def _made(problem: OdeProblem, rows: Rows) -> Functions | None:
 
 
 def _agree(mine: Array, theirs: Tensor, what: str) -> None:
-    if not np.allclose(mine.T, theirs.detach().numpy(), rtol=1e-9, atol=1e-300, equal_nan=True):
+    expected = theirs.detach().numpy()
+    # terms that cancel may leave a rounding error, which fused operations round otherwise
+    rounding = 1e-12 * np.abs(expected[np.isfinite(expected)]).max(initial=0.0)
+    if not np.allclose(mine.T, expected, rtol=1e-9, atol=max(rounding, 1e-14), equal_nan=True):
         raise NotTraceableError(f"the compiled {what} differs from the torch {what}")
 
 
@@ -219,7 +238,7 @@ def _identity(function: Any, callers: tuple[types.CodeType, ...]) -> tuple[Any, 
     """Code of a function and all that it reads from outside, with the functions among that.
 
     Functions that a program makes anew in each run are so compiled once, and a number that changed since
-    is noticed.
+    is noticed. What may change unseen is not compiled.
     """
     if not isinstance(function, types.FunctionType):
         raise NotTraceableError(
@@ -228,38 +247,56 @@ def _identity(function: Any, callers: tuple[types.CodeType, ...]) -> tuple[Any, 
     code = function.__code__
     if code in callers:
         return (code,)
-    inside = (*callers, code)
-    captured = list(zip(code.co_freevars, (c.cell_contents for c in function.__closure__ or ()), strict=True))
-    captured += [("a default", v) for v in function.__defaults__ or ()]
-    captured += (function.__kwdefaults__ or {}).items()
-    names = _names(code)
-    captured += [(name, function.__globals__[name]) for name in names if name in function.__globals__]
+    cells = zip(code.co_freevars, (c.cell_contents for c in function.__closure__ or ()), strict=True)
+    outside = {**function.__globals__, **dict(cells)}
+    reads = [(path, outside[path[0]]) for path in dict.fromkeys(_paths(code)) if path[0] in outside]
+    reads += [(("a default",), v) for v in function.__defaults__ or ()]
+    reads += [((name,), v) for name, v in (function.__kwdefaults__ or {}).items()]
     parts: list[Any] = [code]
-    for name, value in captured:
-        if isinstance(value, types.ModuleType):
-            if not value.__name__.startswith(("torch", "math", "numpy", "pyro")):
-                there = {k: vars(value)[k] for k in names if k in vars(value)}
-                parts += [(k, v) for k, v in there.items() if isinstance(v, _PLAIN)]
-                parts += [_identity(v, inside) for v in there.values() if isinstance(v, types.FunctionType)]
-        elif isinstance(value, types.FunctionType):
-            torchs = (value.__module__ or "").startswith("torch")
-            parts.append(value if torchs else _identity(value, inside))
+    for (name, *attributes), value in reads:
+        while isinstance(value, types.ModuleType) and attributes:
+            if value.__name__.partition(".")[0] in _STEADY:
+                value, attributes = None, []
+            else:
+                name, value = f"{name}.{attributes[0]}", getattr(value, attributes.pop(0), None)
+        where = f"(line {code.co_firstlineno} of {code.co_filename.rsplit('/', 1)[-1]})"
+        if isinstance(value, torch.Tensor):
+            raise OdeError(
+                f"the right-hand side or an event reads the tensor {name!r} from outside {where}; hand it to "
+                f"odeint as a parameter and read it as p.{name.rpartition('.')[2]}"
+            )
+        if isinstance(value, types.FunctionType) and not attributes:
+            steady = (value.__module__ or "").partition(".")[0] in _STEADY
+            parts.append(value if steady else _identity(value, (*callers, code)))
         elif isinstance(value, _PLAIN) or (
             isinstance(value, tuple) and all(isinstance(v, _PLAIN) for v in value)
         ):
             parts.append((name, type(value), value))
-        elif not isinstance(value, type | types.BuiltinFunctionType):
+        elif attributes or not isinstance(value, type | types.BuiltinFunctionType | types.ModuleType):
             raise NotTraceableError(
                 f"it reads the {type(value).__name__} {name!r}, which may change unseen and should be a "
-                f"parameter of odeint (line {code.co_firstlineno} of {code.co_filename.rsplit('/', 1)[-1]})"
+                f"parameter of odeint {where}"
             )
     return tuple(parts)
 
 
-def _names(code: types.CodeType) -> list[str]:
-    """The names of globals and attributes in a function and in those written inside it."""
-    inner = [name for const in code.co_consts if isinstance(const, types.CodeType) for name in _names(const)]
-    return [*code.co_names, *inner]
+def _paths(code: types.CodeType) -> Iterator[tuple[str, ...]]:
+    """What a function and those written inside it read from outside, each with the attributes read from it."""
+    path: list[str] = []
+    for step in dis.get_instructions(code):
+        if step.opname in ("LOAD_ATTR", "LOAD_METHOD") and path:
+            path.append(step.argval)
+            continue
+        if path:
+            yield tuple(path)
+        path = [step.argval] if step.opname in _FROM_OUTSIDE else []
+    if path:
+        yield tuple(path)
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _paths(constant)
 
 
 _PLAIN = (bool, int, float, str, types.NoneType)
+_STEADY = {"torch", "math", "numpy", "pyro", "builtins"}  # whose functions and constants stay what they are
+_FROM_OUTSIDE = {"LOAD_GLOBAL", "LOAD_NAME", "LOAD_DEREF", "LOAD_CLASSDEREF", "LOAD_FROM_DICT_OR_DEREF"}

@@ -11,12 +11,16 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+LANES = 8  # rows that compiled functions work on at once
 CONDITIONS = frozenset(("lt", "le", "gt", "ge", "eq", "ne", "and", "or", "not"))
 FUNCTIONS = (  # called by name from the C library
     *("exp", "expm1", "log", "log1p", "sin", "cos", "tan", "asin", "acos", "atan"),
     *("sinh", "cosh", "tanh", "erf", "pow"),
 )
-OPERATIONS = ("add", "sub", "mul", "div", "neg", "abs", "sqrt", "floor", "maximum", "minimum", "where")
+OPERATIONS = (
+    *("add", "sub", "mul", "div", "neg", "abs", "sqrt", "floor", "sigmoid"),
+    *("maximum", "minimum", "where"),
+)
 
 _FOLD: dict[str, Callable[..., float]] = {
     "add": lambda a, b: a + b,
@@ -26,6 +30,7 @@ _FOLD: dict[str, Callable[..., float]] = {
     "neg": lambda a: -a,
     "abs": abs,
     "floor": math.floor,
+    "sigmoid": lambda a: 1.0 / (1.0 + math.exp(-a)),
     "maximum": max,
     "minimum": min,
     "where": lambda c, a, b: a if c else b,
@@ -220,6 +225,7 @@ class Graph:
             "abs": sign,
             "floor": lambda: zero,
             "exp": lambda: k,
+            "sigmoid": lambda: do("mul", k, do("sub", one, k)),
             "expm1": lambda: do("add", k, one),
             "log": lambda: do("div", one, x),
             "log1p": lambda: do("div", one, do("add", one, x)),

@@ -14,6 +14,8 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
+from ampost.ode.graph import LANES
+
 # slots of the block's head
 TIME, STEP, TRIED, STOP, ACCEPTED, PREVIOUS, NEXT, RTOL, ATOL, STIFF, X, AMOUNT, EVENT = range(13)
 REJECTED, BEFORE, HOT, HEAD = 13, 14, 15, 16
@@ -27,9 +29,7 @@ BEGIN, SLOPES, ATTEMPT, LOOK, JUMP, LINEARISE, COLUMN, JUMP_COLUMN, COLUMNS, LOO
 )
 
 # how a row ended; the numbers are those of `problem.Status`, and STIFF_ROW asks for another method
-OK, TOO_MANY_STEPS, NOT_FINITE, EXPLODED, STALLED, STIFF_ROW = range(6)
-
-LANES = 8
+OK, TOO_MANY_STEPS, NOT_FINITE, EXPLODED, STALLED, DOSE_BEFORE_START, STIFF_ROW = range(7)
 
 _real = types.float64
 _vector = types.Array(_real, 1, "C")
@@ -46,7 +46,7 @@ _SIGNATURE = types.void(
     *(_matrix, _table, _matrix, _matrix, types.int64),
     *(_real, _real, types.int64, _real, _real),
     *(_whole, _whole, _cube, _hyper, _cube, _matrix),
-    *(_whole, _whole, _vector, _matrix),
+    *(_whole, _vector, _matrix),
     _whole,
 )
 
@@ -114,12 +114,11 @@ def drive(
     weights,
     gradient,
     status,
-    steps,
     reached,
     ended,
     rows,
 ):
-    """Solve `rows`: `states` (row, time, state), `status`, `steps`, and time and state at the end.
+    """Solve `rows`: `states` (row, time, state), `status`, and time and state at the end.
 
     `times` are sorted, those after a dose behind those before it. An edge adds `jump` to its target
     and `rate` to the inflow, or is an event of amount `jump`, or sets a signal to `jump` with slope
@@ -157,31 +156,9 @@ def drive(
         # ---------------------------------------------------------------- rows take the free lanes
         busy, settling = False, False
         for lane in range(LANES):
-            if row[lane] < 0 and following < rows.size:
+            while row[lane] < 0 and following < rows.size:
                 r = rows[following]
                 following += 1
-                row[lane], edge[lane], look[lane], taken[lane], stiff[lane], calm[lane] = r, 0, 0, 0, 0, 0
-                fresh[lane], end[lane], pace[lane] = True, times[r, looks - 1], 0.0
-                block[TIME, lane] = start
-                for k in range(m):
-                    block[HEAD + k, lane] = parameters[r, k]
-                for k in range(HEAD + m, inflow_at + n):
-                    block[k, lane] = 0.0
-                for k in range(area_slots):
-                    area[k, lane] = 0.0
-                known = True
-                for j in range(edges):
-                    known = known and edge_time[r, j] == edge_time[r, j]
-                for i in range(n):  # a row that does not know when, ends at once
-                    area[i, lane] = begin[r, i] if known else np.nan
-                for k in range(columns * area_slots):
-                    flat[k, lane] = 0.0
-                for c in range(columns):
-                    if kinds[c] == INITIAL:
-                        flat[c * area_slots + index[c], lane] = 1.0
-                    if kinds[c] == EDGE_RATE:
-                        for k in range(stages * n):
-                            forced[c * stages * n + k, lane] = 0.0
                 for j in range(looks):
                     for i in range(n):
                         states[r, j, i] = np.nan
@@ -193,6 +170,32 @@ def drive(
                         for c in range(columns):
                             for i in range(n):
                                 sensitivities[r, j, c, i] = 0.0
+                misplaced = False
+                for j in range(edges):
+                    dosed = edge_target[r, j] < n + events
+                    misplaced = misplaced or (dosed and not edge_time[r, j] >= start)
+                if misplaced:
+                    status[r] = DOSE_BEFORE_START
+                    continue
+                row[lane], edge[lane], look[lane], taken[lane], stiff[lane], calm[lane] = r, 0, 0, 0, 0, 0
+                fresh[lane], end[lane], pace[lane] = True, times[r, looks - 1], 0.0
+                block[TIME, lane] = start
+                for k in range(m):
+                    block[HEAD + k, lane] = parameters[r, k]
+                for k in range(HEAD + m, inflow_at + n):
+                    block[k, lane] = 0.0
+                for k in range(area_slots):
+                    area[k, lane] = 0.0
+                for i in range(n):
+                    area[i, lane] = begin[r, i]
+                for k in range(columns * area_slots):
+                    flat[k, lane] = 0.0
+                for c in range(columns):
+                    if kinds[c] == INITIAL:
+                        flat[c * area_slots + index[c], lane] = 1.0
+                    if kinds[c] == EDGE_RATE:
+                        for k in range(stages * n):
+                            forced[c * stages * n + k, lane] = 0.0
             busy = busy or row[lane] >= 0
             settling = settling or fresh[lane]
         if not busy:
@@ -309,7 +312,7 @@ def drive(
                     area[3 * n + i, lane] = area[2 * n + i, lane]
                 if look[lane] >= looks or not good:
                     status[r] = OK if look[lane] >= looks else NOT_FINITE
-                    steps[r], reached[r] = taken[lane], block[TIME, lane]
+                    reached[r] = block[TIME, lane]
                     for i in range(n):
                         ended[r, i] = area[i, lane]
                     row[lane] = -1
@@ -415,7 +418,7 @@ def drive(
                     verdict = EXPLODED
                 elif verdict == STALLED and not known:
                     verdict = NOT_FINITE
-            status[r], steps[r], reached[r] = verdict, taken[lane], block[NEXT if went else TIME, lane]
+            status[r], reached[r] = verdict, block[NEXT if went else TIME, lane]
             for i in range(n):
                 ended[r, i] = area[n + i if went and not fresh[lane] else i, lane]
             row[lane], fresh[lane] = -1, False

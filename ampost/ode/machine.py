@@ -14,9 +14,8 @@ from typing import Any
 
 import llvmlite.binding as llvm
 
-from ampost.ode.graph import CONDITIONS, FUNCTIONS, Graph
+from ampost.ode.graph import CONDITIONS, FUNCTIONS, LANES, Graph
 
-LANES = 8
 Place = tuple[int, int]  # which address, which slot behind it
 
 _V, _B = f"<{LANES} x double>", f"<{LANES} x i1>"
@@ -135,6 +134,16 @@ def _library() -> str:
             text.append(f"  %o{lane} = insertelement {_V} {last}, double %r{lane}, i32 {lane}")
             last = f"%o{lane}"
         text += [f"  ret {_V} {last}", "}"]
+    one = _number(1.0)
+    text += [  # its derivative is made of its value, and so finite everywhere
+        f"define internal {_V} @rows_sigmoid({_V} %x) {{",
+        f"  %n = fneg {_V} %x",
+        f"  %e = call {_V} @rows_exp({_V} %n)",
+        f"  %s = fadd {_V} %e, {one}",
+        f"  %r = fdiv {_V} {one}, %s",
+        f"  ret {_V} %r",
+        "}",
+    ]
     # the bits of a double, as a whole number, are near to its logarithm
     integers, bias = f"<{LANES} x i64>", _number(float(0x3FEF_0000_0000_0000))
     text += [

@@ -32,6 +32,7 @@ class Status(IntEnum):
     NOT_FINITE = 2
     EXPLODED = 3
     STALLED = 4
+    DOSE_BEFORE_START = 5
 
     @property
     def remedy(self) -> str:
@@ -54,6 +55,10 @@ class Status(IntEnum):
             Status.STALLED: (
                 "The steps became too small to go on: a kink, a jump or a singular point of the right-hand "
                 "side; smooth it, or make it a dose, an event or a breakpoint of an input."
+            ),
+            Status.DOSE_BEFORE_START: (
+                "An estimated dose lies before the start, or at no time: keep the lag positive by its prior, "
+                "or set `start` of the experiments earlier."
             ),
         }[self]
 
@@ -370,11 +375,12 @@ def stacked(
                     f"the slope of {name!r} in odeint {problem.name!r} is {answer[name]!r}, expected a "
                     f"number or one torch scalar per trajectory"
                 ) from error
-            if value.shape not in (t.shape, torch.Size([])):
+            number = value.dim() == 0 and not isinstance(answer[name], Tensor)
+            if value.shape != t.shape and not number:
                 raise OdeError(
                     f"the slope of {name!r} in odeint {problem.name!r} has shape "
                     f"{tuple(value.shape)}, expected one scalar per trajectory; use torch "
-                    f"operations on y.{name} and p only"
+                    f"operations on y.{name} and p only, none that joins trajectories (sum, mean, max)"
                 )
             columns.append(value.expand(t.shape))
         return torch.stack(columns, -1)

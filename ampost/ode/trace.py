@@ -183,7 +183,6 @@ _TORCH: dict[str, Callable[..., Any]] = {
     "exp2": lambda x: 2.0**x,
     "log2": lambda x: _apply("log", x) / math.log(2.0),
     "log10": lambda x: _apply("log", x) / math.log(10.0),
-    "sigmoid": lambda x: 1.0 / (1.0 + _apply("exp", -x)),
     "softplus": _softplus,
     "relu": lambda x: _apply("maximum", x, 0.0),
     "clamp": _clamp,
