@@ -122,8 +122,9 @@ def _solve(solver: Compiled, functions: Functions, rows: Rows) -> tuple[Tensor, 
             (kernels.EDGE_JUMP, edges.jump),
             (kernels.EDGE_RATE, edges.rate),
         ):
-            if value.requires_grad:
-                wanted += [(kind, k) for k in range(value.shape[1])]
+            if value.requires_grad:  # not by breakpoints of inputs, which have no gradient
+                dosed = (edges.target.numpy() < rows.start.shape[1] + functions.events).any(0)
+                wanted += [(kind, int(k)) for k in np.flatnonzero(dosed)]
     job = _Job(
         solver,
         functions,
