@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from ampost.zoo.ecoli import FITTED as ECOLI
+
 Array = np.ndarray[Any, Any]
 Slopes = Callable[[Any, Any, Any], Sequence[Any]]
 Named = Callable[[Any, Any, Any], Mapping[str, Any]]
@@ -158,26 +160,6 @@ def robertson_parameters(count: int, seed: int) -> Array:
 
 # ------------------------------------------------------------------------------ E. coli fed-batch
 
-# E. Anane, D. C. Lopez C., P. Neubauer, M. N. Cruz Bournazou, Biochemical Engineering Journal 125 (2017)
-# 23-30: overflow metabolism in Escherichia coli by acetate cycling.
-ECOLI = {
-    "K_ap": 0.5052,
-    "K_sa": 0.0134,
-    "K_o": 0.0001,
-    "K_s": 0.0370,
-    "K_ia": 1.2399,
-    "K_is": 2.1231,
-    "p_Amax": 0.2268,
-    "q_Amax": 0.1148,
-    "q_m": 0.0129,
-    "q_Smax": 0.6356,
-    "Y_as": 0.9097,
-    "Y_oa": 0.5440,
-    "Y_xa": 0.5718,
-    "Y_em": 0.5333,
-    "Y_os": 1.5620,
-    "Y_xsof": 0.2268,
-}
 CARBON = 0.488 / 0.391  # carbon of biomass over carbon of glucose
 OXYGEN = 14_000.0  # g/L of oxygen to % of saturation
 SATURATION = 99.0
