@@ -50,6 +50,11 @@ def odeint(
             returns the states that change, by name.
         name: told apart where a program solves more than once.
     """
+    if not isinstance(experiments, Experiments):
+        raise OdeError(
+            f"the experiments of odeint {name!r} are a {type(experiments).__name__}, expected Experiments; to "
+            f"look at plain times use Experiments.on([times], [names of what is looked at])"
+        )
     for key, value in {**parameters, **(events or {})}.items():
         if callable(value) != (key in (events or {})):
             raise OdeError(
