@@ -14,6 +14,7 @@ _HOMES = {
     "TruncatedNormal": "distributions",
     "Experiments": "experiments",
     "Doses": "experiments",
+    "Input": "experiments",
     "Design": "design",
     "Looks": "design",
     "read_table": "tables",

@@ -6,7 +6,8 @@ interpolation, so that every training batch gets fresh times, masks and noise at
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections import Counter
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from torch import Tensor
 from ampost.errors import TrainingError
 from ampost.experiments import Experiments
 from ampost.model import Model
-from ampost.ode.failures import Failure
+from ampost.ode.failures import Failure, reasons
 from ampost.ode.problem import OdeProblem, Rows, Solver, Trajectory, flatten
 from ampost.passes import Holding
 from ampost.program import recording
@@ -43,6 +44,7 @@ class Bank:
     tracks: dict[str, Track]
     failures: int
     examples: tuple[Failure, ...] = ()
+    reasons: Counter[str] = field(default_factory=Counter)
 
     def __len__(self) -> int:
         return self.z.shape[0]
@@ -104,9 +106,8 @@ def build(model: Model, rows: int, seed: int, show: bool | None = None, chunk: i
         return first
     tracks = {name: _end_to_end([p.tracks[name] for p in parts]) for name in first.tracks}
     examples = tuple(e for p in parts for e in p.examples)[:3]
-    return Bank(
-        torch.cat([p.z for p in parts]), _joined([p.protocols for p in parts]), tracks, failures, examples
-    )
+    protocols, counts = _joined([p.protocols for p in parts]), sum((p.reasons for p in parts), Counter())
+    return Bank(torch.cat([p.z for p in parts]), protocols, tracks, failures, examples, counts)
 
 
 def _end_to_end(tracks: list[Track]) -> Track:
@@ -153,7 +154,9 @@ def _chunk(model: Model, count: int, seed: int) -> Bank:
         tracks[problem.name] = Track(
             dense[good], states[good].float().double(), _slopes(flat, states)[good], names
         )
-    return Bank(drawn.z[good], protocols.at(good), tracks, int((~good).sum()), drawn.failures)
+    return Bank(
+        drawn.z[good], protocols.at(good), tracks, int((~good).sum()), drawn.failures, reasons(holding.statuses)
+    )
 
 
 def _grid(model: Model, protocols: Experiments) -> tuple[Tensor, Tensor]:

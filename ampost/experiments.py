@@ -52,7 +52,13 @@ class Channel:
 
 @dataclass(frozen=True)
 class Doses:
-    """Doses: `amount` into state `targets[target]` at `time`, spread over `duration` if that is > 0."""
+    """Doses: `amount` into `targets[target]`, a state or an event, at `time`, over `duration` if that is > 0.
+
+    Shapes (..., experiment, dose); `target` is a whole number, `mask` is false for padding.
+
+    >>> Doses.at([0.0, 12.0], amounts=[5.0, 2.5], target="depot").time.shape
+    torch.Size([1, 2])
+    """
 
     time: PerDose
     amount: PerDose
@@ -60,6 +66,17 @@ class Doses:
     target: PerDoseCode
     mask: PerDoseMask
     targets: tuple[str, ...] = ()
+
+    @classmethod
+    def at(cls, times: Any, amounts: Any, target: str, durations: Any = 0.0) -> Doses:  # noqa: ANN401
+        """Doses into one target at `times` (dose,) or (experiment, dose); the rest broadcasts to them."""
+        time = torch.atleast_2d(torch.as_tensor(times, dtype=torch.float64))
+        amount, duration = (
+            torch.as_tensor(v, dtype=torch.float64).expand(time.shape) for v in (amounts, durations)
+        )
+        return cls(
+            time, amount, duration, torch.zeros_like(time).long(), torch.ones_like(time).bool(), (target,)
+        )
 
     def delayed(self, lag: Tensor) -> Doses:
         """The same doses, each later by `lag` (an estimated lag stays differentiable)."""
@@ -77,12 +94,25 @@ class Doses:
 
 @dataclass(frozen=True)
 class Input:
-    """A logged signal: breakpoints in time and values, held between them or linear."""
+    """A logged signal: breakpoints in time and values, held between them or linear.
+
+    Shapes (..., experiment, breakpoint); `mask` is false for padding.
+
+    >>> Input.at([0.0, 2.0], [0.1, 0.3], linear=True).value
+    tensor([[0.1000, 0.3000]], dtype=torch.float64)
+    """
 
     time: PerDose
     value: PerDose
     mask: PerDoseMask
     linear: bool = False
+
+    @classmethod
+    def at(cls, times: Any, values: Any, linear: bool = False) -> Input:  # noqa: ANN401
+        """A signal with breakpoints at `times` (breakpoint,) or (experiment, breakpoint)."""
+        time = torch.atleast_2d(torch.as_tensor(times, dtype=torch.float64))
+        value = torch.as_tensor(values, dtype=torch.float64).expand(time.shape)
+        return cls(time, value, torch.ones_like(time).bool(), linear)
 
 
 class ExperimentPlate(IndepMessenger):
@@ -124,6 +154,7 @@ class Experiments:
         channels: Iterable[str],
         conditions: Mapping[str, Any] | None = None,
         doses: Doses | None = None,
+        inputs: Mapping[str, Input] | None = None,
     ) -> Experiments:
         """Experiments to be looked at in every channel at `times` (experiment, time), without values."""
         grid = torch.as_tensor(times, dtype=torch.float64)
@@ -139,7 +170,7 @@ class Experiments:
                 for name, value in (conditions or {}).items()
             },
             doses=no_doses(count) if doses is None else doses,
-            inputs={},
+            inputs=dict(inputs or {}),
             live=torch.ones(count, dtype=torch.bool),
             after_dose=torch.zeros_like(mask),
             names=(tuple(str(k + 1) for k in range(count)),),

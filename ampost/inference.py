@@ -44,7 +44,8 @@ def train(
     bank = banks.build(model, settings.simulations, derive(seed, "bank"), progress)
     if bank.failures:
         tell(
-            f"{bank.failures} of {settings.simulations} simulations failed and are left out; the first: "
+            f"{bank.failures} of {settings.simulations} simulations failed and are left out "
+            f"({', '.join(f'{n} {name}' for name, n in bank.reasons.most_common())}); the first: "
             f"{bank.examples[0] if bank.examples else 'unknown'}",
             progress,
         )

@@ -2,14 +2,14 @@
 
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
-from ampost import Compiled, Doses, Eager, Experiments, answering, failures, odeint, recording, rodas
+from ampost import Compiled, Doses, Eager, Experiments, Input, answering, failures, odeint, recording, rodas
 from ampost.errors import OdeError
-from ampost.experiments import Input
 from ampost.ode import functions
 from ampost.ode.problem import Status
 from ampost.ode.trace import NotTraceableError, Rates
@@ -181,3 +181,48 @@ def test_a_snippet_runs_again(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def blowing(t: Any, y: Any, p: Any) -> dict[str, Any]:
     return {"A": p.F * y.A**2}
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: odeint(lambda y, t, p: {"A": -y.A}, {"A": 1.0}, {}, LOOKS), r"the arguments are \(t, y, p\)"),
+        (lambda: odeint(lambda y, p: {"A": -y.A}, {"A": 1.0}, {}, LOOKS), r"the arguments are \(t, y, p\)"),
+        (
+            lambda: odeint(lambda t, y, p: {"A": -p["k"]}, {"A": 1.0}, {"k": 1.0}, LOOKS),
+            r"write y.name and p.name",
+        ),
+        (
+            lambda: odeint(falling, {"A": 1.0}, {"k": torch.ones(3, 1)}, LOOKS),
+            r"'k' .* experiment axis is 3 for 1 experiment.*\(draw, 1, 1\)",
+        ),
+        (
+            lambda: odeint(falling, {"A": 1.0}, {"k": 1.0}, LOOKS, events={"e": lambda y, p: {}}, doses=ONE),
+            r"event 'e' .* cannot be called.*\(y, p, amount\)",
+        ),
+        (
+            lambda: odeint(falling, {"A": 1.0}, {"k": 1.0}, LOOKS, doses=replace(ONE, target=ONE.target + 3)),
+            r"target number 3, expected one of 0 to 0 for the targets A",
+        ),
+        (lambda: odeint(falling, {"A": 1.0}, {"k": 1.0}, [0.0, 1.0]), r"are a list, expected Experiments"),  # type: ignore[arg-type]
+    ],
+)
+def test_a_newcomers_mistakes_are_named(call: Callable[[], Any], words: str) -> None:
+    with pytest.raises(OdeError, match=words):
+        call()
+
+
+def falling(t: Any, y: Any, p: Any) -> dict[str, Any]:
+    return {"A": -p.k * y.A}
+
+
+ONE = Doses.at([1.0], 2.0, "A")
+
+
+def test_inputs_and_doses_are_made_from_lists() -> None:
+    feed = Input.at([0.0, 1.0], [1.0, 3.0])
+    looks = Experiments.on(LOOKS.times, ["A"], doses=ONE, inputs={"feed": feed})
+    y = odeint(lambda t, y, p: {"A": p.F}, {"A": 0.0}, {"F": looks.inputs["feed"]}, looks)
+    t = LOOKS.times
+    exact = torch.where(t <= 1, t, 3 * t - 2) + torch.where(t > 1, 2.0, 0.0)
+    torch.testing.assert_close(y.A, exact, rtol=1e-9, atol=1e-9)

@@ -27,7 +27,7 @@ class Failure:
 
     def __str__(self) -> str:
         state = ", ".join(f"{k} {v:.4g}" for k, v in self.state.items())
-        parameters = ", ".join(f"{k} {v:.4g}" for k, v in self.parameters.items())
+        parameters = ", ".join(f"{k} {v:.4g}" for k, v in self.parameters.items()) or "none"
         return (
             f"odeint {self.name!r} row {self.index} ended as {self.status.name} at time {self.time:.6g} in the "
             f"state {state}; parameters {parameters}. {self.status.remedy}"
@@ -58,12 +58,11 @@ def failures(problem: OdeProblem, trajectory: Trajectory, most: int = 10) -> lis
     return out
 
 
-def counted(trajectories: Iterable[Trajectory]) -> str:
-    """How many rows ended how, in words."""
-    found: Counter[int] = Counter()
-    for trajectory in trajectories:
-        found.update(trajectory.status.flatten().tolist())
-    return ", ".join(f"{n} {Status(s).name}" for s, n in sorted(found.items()) if s != Status.OK) or "none"
+def reasons(statuses: Iterable[Tensor]) -> Counter[str]:
+    """How many rows ended how, those that were solved left out."""
+    found = Counter(Status(k).name for status in statuses for k in status.flatten().tolist())
+    del found[Status.OK.name]
+    return found
 
 
 def _at(value: Tensor, trajectory: Trajectory, index: tuple[int, ...]) -> float:

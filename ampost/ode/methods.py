@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 Vector = list[Any]
-Matrix = list[list[Any]]  # of symbols, or of numbers where an entry is constant; 0.0 is left out of sums
+Matrix = list[list[Any]]  # of symbols, or 0.0 where an entry is zero by structure and left out of sums
 
 
 class Scalars(Protocol):
@@ -35,7 +35,8 @@ class Step:
     """What one step gives: the new states, the stages, the error, and a measure of stiffness.
 
     `kept` is what the derivative of the step needs again. `stiffness` is a pair of vectors whose norms'
-    ratio estimates step size times the largest eigenvalue; None where the method does not care.
+    ratio estimates step size times the largest eigenvalue; None where the method does not care. `sound` is
+    false where the step's equations could not be solved well and a shorter one is to be tried.
     """
 
     new: Vector

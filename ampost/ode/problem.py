@@ -41,12 +41,13 @@ class Status(IntEnum):
             Status.OK: "Solved.",
             Status.TOO_MANY_STEPS: (
                 "The step budget ran out: the system is stiff, fast or kinked at these parameters; raise "
-                "max_steps, narrow the prior or let the stiff method have it (Compiled())."
+                "max_steps, narrow the prior, smooth a clamp or where that is crossed again and again, or use "
+                "Compiled() where Eager or one method was named."
             ),
             Status.NOT_FINITE: (
-                "A rate became infinite or NaN: the solution leaves the domain of the right-hand side "
-                "(the root or logarithm of a negative state, say); narrow the prior or guard the "
-                "right-hand side by clamp."
+                "A state or rate is infinite or NaN: a start or parameter that is not finite, or a solution "
+                "that leaves the domain of the right-hand side (the root or logarithm of a negative state, "
+                "say); narrow the prior or guard the right-hand side by clamp."
             ),
             Status.EXPLODED: (
                 "The solution grows without bound within the times looked at; narrow the prior, or add "
@@ -158,6 +159,7 @@ def check(problem: OdeProblem) -> None:
     for name in problem.initial:
         if name in RESERVED or name.startswith("_"):
             raise OdeError(f"a state cannot be named {name!r}: it would hide an attribute; rename it")
+    count = problem.experiments.count
     for kind, values in (("initial state", problem.initial), ("parameter", problem.parameters)):
         for name, value in values.items():
             if value.dim() and value.shape[-1] != 1:
@@ -166,6 +168,12 @@ def check(problem: OdeProblem) -> None:
                     f"expected (..., experiment, 1); use `with experiments.plate():` for a value "
                     f"per experiment, give your own plates dim=-3 or further left, and index a "
                     f"vector parameter as k[..., 0]"
+                )
+            if value.dim() > 1 and value.shape[-2] not in (1, count):
+                raise OdeError(
+                    f"{kind} {name!r} of {where} has shape {tuple(value.shape)}, whose experiment axis is "
+                    f"{value.shape[-2]} for {count} experiment(s); give one value or one per experiment, and "
+                    f"put draws further left: (draw, 1, 1)"
                 )
     both = [name for name in problem.events if name in problem.initial]
     if both:
@@ -215,6 +223,11 @@ def _check_times(problem: OdeProblem, where: str) -> None:
 
 def _check_doses(problem: OdeProblem, where: str) -> None:
     doses, start = problem.doses, problem.experiments.start
+    if truth((doses.mask & ((doses.target < 0) | (doses.target >= max(1, len(doses.targets))))).any()):
+        raise OdeError(
+            f"a dose of {where} has the target number {int(doses.target.max())}, expected one of 0 to "
+            f"{len(doses.targets) - 1} for the targets {', '.join(doses.targets) or 'none'}"
+        )
     unknown = [t for t in doses.targets if t not in problem.initial and t not in problem.events]
     if unknown and doses.any:
         raise OdeError(
@@ -429,29 +442,38 @@ def _answer(what: str, call: Callable[[], Any], y: SimpleNamespace, p: SimpleNam
     except AttributeError as error:
         kind, there = next(((k, v) for k, v in (("state", y), ("parameter", p)) if error.obj is v), ("", None))
         if there is None:
+            if isinstance(error.obj, Tensor) and error.name in {**vars(y), **vars(p)}:
+                raise OdeError(f"{what} reads {error.name!r} from a number; {_ORDER}") from error
             raise
         raise OdeError(
             f"{what} reads {kind} {error.name!r}; the states are {', '.join(vars(y))}, the parameters "
-            f"{', '.join(vars(p)) or 'none'}: correct the name or hand it to odeint"
+            f"{', '.join(vars(p)) or 'none'}: correct the name, or hand it to odeint as an initial value or a "
+            f"parameter"
         ) from error
     except (RuntimeError, TypeError, ValueError) as error:
         for sign, done, remedy in _MISTAKES:
             if sign in str(error):
-                raise OdeError(
-                    f"{what} {done}, which differs between trajectories; use "
-                    f"{remedy}{line_of(error.__traceback__)}"
-                ) from error
+                raise OdeError(f"{what} {done}; {remedy}{line_of(error.__traceback__)}") from error
         raise
 
 
-_BRANCH = "branches on a value (if, min, max, and, or)", "torch.where, torch.minimum or torch.maximum"
-_PLAIN = "turns a value into a Python number (float, .item(), math)", "the torch function of that name"
-_MISTAKES = (  # what torch says, what was done, what to do instead
-    ("Boolean value of Tensor", *_BRANCH),
+_ORDER = "the arguments are (t, y, p) in a right-hand side and (y, p, amount) in an event"
+_PLAIN = (
+    "turns a value into a Python number (float, .item(), math), which differs between trajectories",
+    "use the torch function of that name",
+)
+_MISTAKES = (  # what torch or Python says, what was done, what to do instead
+    (
+        "Boolean value of Tensor",
+        "branches on a value (if, min, max, and, or), which differs between trajectories",
+        "use torch.where, torch.minimum or torch.maximum",
+    ),
     ("converted to Scalar", *_PLAIN),
     ("converted to Python scalars", *_PLAIN),
     ("must be real number, not Tensor", *_PLAIN),
-    ("numpy", "calls numpy on a value", "the torch function of that name"),
+    ("numpy", "calls numpy on a value", "use the torch function of that name"),
+    ("positional argument", "cannot be called as it is", _ORDER),
+    ("SimpleNamespace' object is not subscriptable", "reads y[...] or p[...]", "write y.name and p.name"),
 )
 
 

@@ -222,7 +222,7 @@ class Stepper:
     @cached_property
     def _attempt(self) -> tuple[dict[Place, int], list[Any]]:
         """Outputs of one attempted step, and where what the derivative needs again is kept."""
-        n, method = self.size, self.method
+        method = self.method
         went = self._slot(ACCEPTED) > 0.5
         t = _where(went, self._slot(NEXT), self._slot(TIME))
         y = [_where(went, b, a) for a, b in zip(self._area(0), self._area(1), strict=True)]
@@ -260,7 +260,6 @@ class Stepper:
         out |= self._to_area(0, y) | self._to_area(1, step.new)
         for k, stage in enumerate(step.stages):
             out |= self._to_area(3 + k, stage)
-        assert len(step.new) == n
         kept = self._stored(step.kept, self._kept_at, out)
         return out, kept
 
