@@ -15,7 +15,8 @@ from torch import Tensor
 from ampost.bijection import Standard, bijection
 from ampost.errors import ModelError, OdeError
 from ampost.ode.failures import Failure, failures
-from ampost.ode.problem import OdeProblem, Solver, Status, Trajectory, truth
+from ampost.ode.problem import OdeProblem, Solver, Status, Trajectory
+from ampost.ode.recorded import truth
 from ampost.program import is_observation
 
 

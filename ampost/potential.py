@@ -22,7 +22,7 @@ from torch.fx.passes.dialect.common.cse_pass import CSEPass
 
 from ampost.experiments import Experiments
 from ampost.model import Model
-from ampost.ode.problem import jobs
+from ampost.ode.recorded import jobs
 
 BEYOND = 1e10  # where the joint density is not finite
 Both = Callable[[Tensor], tuple[Tensor, Tensor]]

@@ -21,7 +21,8 @@ from torch.distributions import Distribution
 
 from ampost.errors import ModelError, OdeError, UnsupportedError
 from ampost.experiments import CENSORING, Channel, Doses, Experiments, Input
-from ampost.ode.problem import Event, OdeProblem, RightHandSide, Solver, Trajectory, truth
+from ampost.ode.problem import Event, OdeProblem, RightHandSide, Solver, Trajectory
+from ampost.ode.recorded import truth
 from ampost.ode.solvers import default
 
 CHANNEL = "ampost_channel"

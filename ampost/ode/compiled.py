@@ -23,7 +23,8 @@ from ampost.ode import kernels
 from ampost.ode.eager import Eager
 from ampost.ode.functions import Functions, functions_of
 from ampost.ode.methods import Method, rodas, tsitouras
-from ampost.ode.problem import OdeProblem, Rows, Trajectory, check, edges_of, flatten, jobs, truth
+from ampost.ode.problem import OdeProblem, Rows, Trajectory, check, edges_of, flatten
+from ampost.ode.recorded import jobs, truth
 
 CHUNK = 64
 STORED = 2**24  # sensitivities kept for the backward pass, in numbers; more are computed again there

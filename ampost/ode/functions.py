@@ -5,8 +5,10 @@ from __future__ import annotations
 import dis
 import types
 import warnings
-from collections.abc import Iterator, Mapping
+from collections import ChainMap
+from collections.abc import Mapping
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -20,7 +22,8 @@ from ampost.ode import kernels
 from ampost.ode.graph import LANES
 from ampost.ode.machine import Code
 from ampost.ode.methods import Method, tsitouras
-from ampost.ode.problem import OdeProblem, Rows, jumped, stacked, truth
+from ampost.ode.problem import OdeProblem, Rows, jumped, stacked
+from ampost.ode.recorded import truth
 from ampost.ode.stepper import Stepper
 from ampost.ode.trace import Jump, NotTraceableError, Rates
 
@@ -247,9 +250,9 @@ def _identity(function: Any, callers: tuple[types.CodeType, ...]) -> tuple[Any, 
     code = function.__code__
     if code in callers:
         return (code,)
-    cells = zip(code.co_freevars, (c.cell_contents for c in function.__closure__ or ()), strict=True)
-    outside = {**function.__globals__, **dict(cells)}
-    reads = [(path, outside[path[0]]) for path in dict.fromkeys(_paths(code)) if path[0] in outside]
+    cells = dict(zip(code.co_freevars, (c.cell_contents for c in function.__closure__ or ()), strict=True))
+    outside = ChainMap(cells, function.__globals__)
+    reads = [(path, outside[path[0]]) for path in _paths(code) if path[0] in outside]
     reads += [(("a default",), v) for v in function.__defaults__ or ()]
     reads += [((name,), v) for name, v in (function.__kwdefaults__ or {}).items()]
     parts: list[Any] = [code]
@@ -280,21 +283,24 @@ def _identity(function: Any, callers: tuple[types.CodeType, ...]) -> tuple[Any, 
     return tuple(parts)
 
 
-def _paths(code: types.CodeType) -> Iterator[tuple[str, ...]]:
+@lru_cache(maxsize=4 * MOST)
+def _paths(code: types.CodeType) -> tuple[tuple[str, ...], ...]:
     """What a function and those written inside it read from outside, each with the attributes read from it."""
+    found: list[tuple[str, ...]] = []
     path: list[str] = []
     for step in dis.get_instructions(code):
         if step.opname in ("LOAD_ATTR", "LOAD_METHOD") and path:
             path.append(step.argval)
             continue
         if path:
-            yield tuple(path)
+            found.append(tuple(path))
         path = [step.argval] if step.opname in _FROM_OUTSIDE else []
     if path:
-        yield tuple(path)
+        found.append(tuple(path))
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
-            yield from _paths(constant)
+            found += _paths(constant)
+    return tuple(dict.fromkeys(found))
 
 
 _PLAIN = (bool, int, float, str, types.NoneType)

@@ -13,11 +13,11 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor
-from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, get_proxy_mode
 
 from ampost.axes import RowMask, RowStart, RowStates, RowStatus, RowTimes, Series, States
 from ampost.errors import OdeError
 from ampost.experiments import Doses, Experiments, Input
+from ampost.ode.recorded import truth
 
 RightHandSide = Callable[[Any, Any, Any], Mapping[str, Any]]
 Event = Callable[[Any, Any, Any], Any]
@@ -283,9 +283,14 @@ def flatten(problem: OdeProblem) -> Rows:
         return value.expand(*shape, value.shape[-1]).reshape(math.prod(shape), value.shape[-1])
 
     names = tuple(problem.initial)
-    targets = (*names, *problem.events)
-    index = [targets.index(t) if t in targets else 0 for t in doses.targets]
-    target = torch.tensor(index, device=times.device)[doses.target] if index else doses.target
+    if doses.time.shape[-1]:
+        targets = (*names, *problem.events)
+        index = [targets.index(t) if t in targets else 0 for t in doses.targets]
+        target = torch.tensor(index, device=times.device)[doses.target] if index else doses.target
+        dosed = [wide(v) for v in (doses.time, doses.amount, doses.duration, target, doses.mask)]
+    else:
+        none = times.new_zeros(math.prod(shape), 0)
+        dosed = [none, none, none, none.long(), none.bool()]
     return Rows(
         rhs=stacked(problem, names),
         start_time=problem.experiments.start,
@@ -293,11 +298,11 @@ def flatten(problem: OdeProblem) -> Rows:
         parameters={n: scalar(v) for n, v in problem.parameters.items()},
         times=wide(times),
         after_dose=wide(problem.experiments.after_dose),
-        dose_time=wide(doses.time),
-        dose_amount=wide(doses.amount),
-        dose_duration=wide(doses.duration),
-        dose_target=wide(target),
-        dose_mask=wide(doses.mask),
+        dose_time=dosed[0],
+        dose_amount=dosed[1],
+        dose_duration=dosed[2],
+        dose_target=dosed[3],
+        dose_mask=dosed[4],
         inputs={
             n: _sorted(wide(v.time), wide(v.value), wide(v.mask), v.linear) for n, v in problem.inputs.items()
         },
@@ -475,17 +480,6 @@ _MISTAKES = (  # what torch or Python says, what was done, what to do instead
     ("positional argument", "cannot be called as it is", _ORDER),
     ("SimpleNamespace' object is not subscriptable", "reads y[...] or p[...]", "write y.name and p.name"),
 )
-
-
-jobs: dict[int, Any] = {}  # of solves in what torch recorded, until whoever recorded lets them go
-
-
-def truth(condition: Tensor) -> bool:
-    """Whether a condition on data holds, also while torch records what is done to tensors."""
-    if get_proxy_mode() is None:
-        return bool(condition)
-    with disable_proxy_modes_tracing():
-        return bool(condition)
 
 
 def line_of(traceback: TracebackType | None) -> str:
