@@ -7,7 +7,7 @@ repeats the last time. The leading axes, if any, are data sets or draws of a des
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypeVar, cast
 
@@ -30,6 +30,7 @@ from ampost.errors import ExperimentError
 Record = TypeVar("Record")
 
 CENSORING = ("none", "left", "right", "interval")
+LEFT, RIGHT, INTERVAL = 1, 2, 3
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,10 @@ class Channel:
     """What was measured of one observable: values where `mask` is true, on the common time grid.
 
     `values` is None in a design: the places to look at, without what was seen there. `sd`,
-    `censoring` (an index into `CENSORING`), `upper` and further `columns` are per measurement.
+    `censoring` (an index into `CENSORING`), `upper` and further `columns` are per measurement. Of a
+    censored measurement the value is the limit (left: it is below, right: above), or the lower end
+    of the interval that `upper` ends. What lies below `lowest` or above `highest`, the limits of
+    detection, is reported as censored; `width` is that of the interval a value is known to (0: exactly).
     """
 
     mask: SeriesMask
@@ -47,7 +51,72 @@ class Channel:
     upper: Series | None = None
     replicate: SeriesCode | None = None
     columns: Mapping[str, Series] = field(default_factory=dict)
-    unit: str | None = None
+    lowest: Series | None = None
+    highest: Series | None = None
+    width: Series | None = None
+
+    def unseen(self) -> Channel:
+        """The same looks without what was seen; limits that only censored values told are kept."""
+        lowest, highest, width = self.lowest, self.highest, self.width
+        if self.censoring is not None and self.values is not None:
+            lowest = _limit(self, LEFT, lowest, -torch.inf)
+            highest = _limit(self, RIGHT, highest, torch.inf)
+            if self.upper is not None and bool(self._is(INTERVAL).any()):
+                width = torch.where(self._is(INTERVAL), self.upper - self.values, 0.0)
+        return replace(
+            self, values=None, censoring=None, upper=None, lowest=lowest, highest=highest, width=width
+        )
+
+    def seen(self, values: Tensor, counts: bool = False) -> Channel:
+        """What is reported of true `values`: beyond the limits of detection a limit, or an interval.
+
+        An interval lies at random around its value, so that its likelihood is the probability of it;
+        that of `counts` has whole ends. The random numbers are torch's.
+        """
+        zero = torch.zeros_like(self.mask, dtype=torch.long).expand(values.shape)
+        if self.lowest is None and self.highest is None and self.width is None:
+            return replace(self, values=values, censoring=None, upper=None)
+        told, code, upper = values, zero, None
+        if self.width is not None:
+            wide = (self.width > 0).expand(values.shape)
+            place = torch.rand_like(values)
+            back = (place * (self.width + 1)).floor() if counts else place * self.width
+            told = torch.where(wide, values - back, told)
+            upper = torch.where(wide, told + self.width, 0.0)
+            code = torch.where(wide, INTERVAL, code)
+        for limit, sign, kind in ((self.lowest, 1, LEFT), (self.highest, -1, RIGHT)):
+            if limit is not None:
+                beyond = sign * values < sign * limit
+                told = torch.where(beyond, limit, told)
+                code = torch.where(beyond, kind, code)
+        return replace(self, values=told, censoring=code, upper=upper)
+
+    def _is(self, kind: int) -> Tensor:
+        assert self.censoring is not None
+        return self.mask & (self.censoring == kind)
+
+
+def _limit(channel: Channel, kind: int, known: Tensor | None, none: float) -> Tensor | None:
+    """The limit of detection of each measurement: its own, else the widest that its value does not break."""
+    told = channel._is(kind)
+    if known is not None or not bool(told.any()):
+        return known
+    assert channel.values is not None
+    limits = torch.where(told, channel.values, none)
+    widest = limits.amax((-2, -1), keepdim=True) if kind == LEFT else limits.amin((-2, -1), keepdim=True)
+    kept = channel.values >= widest if kind == LEFT else channel.values <= widest
+    return torch.where(told, limits, torch.where(kept, widest, none))
+
+
+class Signals(dict[str, "Input"]):
+    """Inputs by name; one that is not there is named, with the fix."""
+
+    def __missing__(self, name: str) -> Input:
+        raise ExperimentError(
+            f"the program reads input {name!r}, but the experiments have the inputs: "
+            f"{', '.join(sorted(self)) or 'none'}; add its rows (experiment, input, time, value) to the table "
+            f"of inputs, or read it by experiments.inputs.get({name!r}, 0.0) where it may be absent"
+        )
 
 
 @dataclass(frozen=True)
@@ -129,7 +198,8 @@ class Experiments:
     """One data set of one or more experiments, or a batch of them.
 
     Shapes: `times` (..., experiment, time); `conditions` (..., experiment, 1); doses and inputs
-    (..., experiment, dose). `live` (..., experiment) is false for padding experiments.
+    (..., experiment, dose). `live` (..., experiment) is false for padding experiments. `units` are those of
+    "time", channels, conditions, columns and inputs by name, and of amounts by "dose <target>".
 
     >>> experiments = Experiments.on([[0.0, 1.0, 2.0]], channels=["P"], conditions={"S0": [2.0]})
     >>> experiments["S0"].shape
@@ -146,6 +216,7 @@ class Experiments:
     names: tuple[tuple[str, ...], ...] = (("1",),)
     datasets: tuple[str, ...] = ("1",)
     start: float = 0.0
+    units: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def on(
@@ -170,7 +241,7 @@ class Experiments:
                 for name, value in (conditions or {}).items()
             },
             doses=no_doses(count) if doses is None else doses,
-            inputs=dict(inputs or {}),
+            inputs=Signals(inputs or {}),
             live=torch.ones(count, dtype=torch.bool),
             after_dose=torch.zeros_like(mask),
             names=(tuple(str(k + 1) for k in range(count)),),
@@ -200,7 +271,10 @@ class Experiments:
                 f"the program reads column {name!r} of channel {channel!r}; the table's columns for it are: "
                 f"{have}; add the column {name!r}, with a number in every row of {channel!r}"
             )
-        return value
+        assert held is not None
+        # a number that occurs, where nothing was measured: noise of no width has no gradient even there
+        some = torch.where(held.mask, value, -torch.inf).amax()
+        return torch.where(held.mask, value, torch.where(torch.isfinite(some), some, 1.0))
 
     def plate(self) -> ExperimentPlate:
         """Sites inside have one value per experiment; outside they are shared."""
@@ -218,30 +292,33 @@ class Experiments:
 
     def without_values(self) -> Experiments:
         """The same looks without what was seen: a program run on it draws the observations."""
-        return replace(self, channels={k: replace(c, values=None) for k, c in self.channels.items()})
+        return replace(self, channels={k: c.unseen() for k, c in self.channels.items()})
 
-    def with_values(self, values: Mapping[str, Tensor]) -> Experiments:
-        """The same looks with these values; the batch grows to the values' leading axes."""
+    def with_values(self, values: Mapping[str, Tensor], counts: Collection[str] = ()) -> Experiments:
+        """The same looks at true `values`, censored where limits say so; the batch grows to their leading axes.
+
+        Channels in `counts` hold whole numbers.
+        """
         batch = next(iter(values.values())).shape[:-2] if values else self.batch
         grown = self.expand(batch)
-        return replace(grown, channels={k: replace(c, values=values[k]) for k, c in grown.channels.items()})
+        return replace(grown, channels={k: c.seen(values[k], k in counts) for k, c in grown.channels.items()})
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Experiments:
         """Every tensor of the record passed through `function` (moving, expanding, indexing)."""
-        return _mapped(self, function)
+        return mapped(self, function)
 
     def expand(self, batch: torch.Size | tuple[int, ...]) -> Experiments:
         """The record repeated over leading axes `batch`."""
         own = len(self.batch)
-        return _mapped(self, lambda t: t.expand(*batch, *t.shape[own:]))
+        return mapped(self, lambda t: t.expand(*batch, *t.shape[own:]))
 
     def unsqueezed(self, dims: int) -> Experiments:
         """The record with `dims` further axes of size 1 in front."""
-        return _mapped(self, lambda t: t.reshape((1,) * dims + t.shape))
+        return mapped(self, lambda t: t.reshape((1,) * dims + t.shape))
 
     def at(self, index: Any) -> Experiments:  # noqa: ANN401 - any index of the leading axes
         """The record at `index` of its leading axis."""
-        picked = _mapped(self, lambda t: t[index])
+        picked = mapped(self, lambda t: t[index])
         if isinstance(index, int) and len(self.datasets) == self.times.shape[0]:
             return replace(picked, names=(self.names[index],), datasets=(self.datasets[index],))
         return picked
@@ -259,132 +336,7 @@ def no_doses(experiments: int, batch: tuple[int, ...] = ()) -> Doses:
     return Doses(empty, empty, empty, empty.long(), empty.bool())
 
 
-def stack(records: list[Experiments]) -> Experiments:
-    """Data sets padded to a common size and stacked on a leading axis."""
-    if not records:
-        raise ExperimentError("there are no data sets to stack")
-    names = list(dict.fromkeys(name for r in records for name in r.channels))
-    conditions = set(records[0].conditions)
-    for record in records:
-        if set(record.conditions) != conditions:
-            raise ExperimentError(
-                f"data set {record.datasets[0]!r} has conditions {sorted(record.conditions)}, the "
-                f"first has {sorted(conditions)}; give every data set the same conditions"
-            )
-    sizes = (
-        max(r.count for r in records),
-        max(r.times.shape[-1] for r in records),
-        max(r.doses.time.shape[-1] for r in records),
-    )
-    breaks = {
-        name: max(r.inputs[name].time.shape[-1] for r in records if name in r.inputs)
-        for name in dict.fromkeys(name for r in records for name in r.inputs)
-    }
-    targets = tuple(dict.fromkeys(t for r in records for t in r.doses.targets))
-    padded = [_padded(r, names, sizes, breaks, targets) for r in records]
-    joined: Experiments = _joined(padded)
-    return replace(
-        joined,
-        names=tuple(n for r in records for n in r.names),
-        datasets=tuple(d for r in records for d in r.datasets),
-    )
-
-
-def _pad(tensor: Tensor, shape: tuple[int, ...], repeat: bool = False) -> Tensor:
-    """`tensor` grown to `shape` on its right axes, by zeros or by repeating the last entry."""
-    for axis, size in enumerate(shape):
-        dim = axis - len(shape)
-        missing = size - tensor.shape[dim]
-        if missing <= 0:
-            continue
-        last = tensor.narrow(dim, tensor.shape[dim] - 1, 1) if repeat else None
-        block = list(tensor.shape)
-        block[dim] = missing
-        filler = tensor.new_zeros(block) if last is None else last.expand(block)
-        tensor = torch.cat([tensor, filler], dim)
-    return tensor
-
-
-def _padded(
-    record: Experiments,
-    names: list[str],
-    sizes: tuple[int, int, int],
-    breaks: Mapping[str, int],
-    targets: tuple[str, ...],
-) -> Experiments:
-    count, times, doses = sizes
-    grid = (count, times)
-    dtype = record.times.dtype
-    blank = torch.zeros(grid, dtype=dtype)
-
-    def channel(name: str) -> Channel:
-        held = record.channels.get(name)
-        if held is None:
-            return Channel(blank.bool(), blank.clone())
-        return _mapped(held, lambda t: _pad(t, grid))
-
-    def signal(name: str, width: int) -> Input:
-        held = record.inputs.get(name)
-        if held is None:
-            empty = torch.zeros(count, width, dtype=dtype)
-            return Input(empty, empty, empty.bool())
-        return _mapped(held, lambda t: _pad(t, (count, width)))
-
-    old = record.doses
-    recode = torch.tensor([targets.index(t) for t in old.targets], dtype=torch.long)
-    target = recode[old.target] if old.targets else old.target
-    return replace(
-        record,
-        times=_pad(record.times, grid, repeat=True),
-        channels={name: channel(name) for name in names},
-        conditions={k: _pad(v, (count, 1), repeat=True) for k, v in record.conditions.items()},
-        doses=_padded_doses(old, target, targets, (count, doses)),
-        inputs={name: signal(name, width) for name, width in breaks.items()},
-        live=_pad(record.live, (count,)),
-        after_dose=_pad(record.after_dose, grid, repeat=True),
-    )
-
-
-def _padded_doses(old: Doses, target: Tensor, targets: tuple[str, ...], shape: tuple[int, int]) -> Doses:
-    return Doses(
-        time=_pad(old.time, shape),
-        amount=_pad(old.amount, shape),
-        duration=_pad(old.duration, shape),
-        target=_pad(target, shape),
-        mask=_pad(old.mask, shape),
-        targets=targets,
-    )
-
-
-def _joined(records: list[Any]) -> Any:  # noqa: ANN401 - frozen dataclasses of one type
-    """Stack the tensors of equal dataclasses; optional tensors are filled where only some have them."""
-    first = records[0]
-    if isinstance(first, Tensor):
-        return torch.stack(records)
-    if isinstance(first, Mapping):
-        keys = dict.fromkeys(key for r in records for key in r)
-        return {key: _joined([r[key] if key in r else _like(records, key) for r in records]) for key in keys}
-    changed = {}
-    for item in fields(first):
-        values = [getattr(r, item.name) for r in records]
-        present = [v for v in values if v is not None]
-        if present and isinstance(present[0], (Tensor, Mapping, Channel, Doses, Input)):
-            filled = [_blank(present[0]) if v is None else v for v in values]
-            changed[item.name] = _joined(filled)
-        elif present:
-            changed[item.name] = present[0]
-    return replace(first, **changed)
-
-
-def _blank(value: Any) -> Any:  # noqa: ANN401
-    return torch.zeros_like(value) if isinstance(value, Tensor) else value
-
-
-def _like(records: list[Any], key: str) -> Tensor:
-    return torch.zeros_like(next(r[key] for r in records if key in r))
-
-
-def _mapped(value: Record, function: Callable[[Tensor], Tensor]) -> Record:
+def mapped(value: Record, function: Callable[[Tensor], Tensor]) -> Record:
     """A frozen dataclass with every tensor in it passed through `function`."""
     return cast("Record", _each(value, function))
 
@@ -393,7 +345,8 @@ def _each(value: Any, function: Callable[[Tensor], Tensor]) -> Any:  # noqa: ANN
     if isinstance(value, Tensor):
         return function(value)
     if isinstance(value, Mapping):
-        return {key: _each(item, function) for key, item in value.items()}
+        mapped = {key: _each(item, function) for key, item in value.items()}
+        return Signals(mapped) if isinstance(value, Signals) else mapped
     if isinstance(value, (Experiments, Channel, Doses, Input)):
         held = {f.name: _each(getattr(value, f.name), function) for f in fields(value)}
         return replace(value, **held)

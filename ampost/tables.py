@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 
 from ampost.errors import TableError
-from ampost.experiments import CENSORING, Channel, Doses, Experiments, Input, no_doses, stack
+from ampost.experiments import CENSORING, Channel, Doses, Experiments, Input, Signals, no_doses
 from ampost.progress import tell
+from ampost.stacking import stack
 
 REQUIRED = ("observable", "time", "value")
 OPTIONAL = ("replicate", "sd", "censoring", "upper", "unit", "after_dose")
@@ -190,8 +191,6 @@ def _measurement(record: Experiments, channel: Channel, e: int, t: int) -> dict[
         row["replicate"] = int(channel.replicate[e, t])
     if channel.censoring is not None:
         row["censoring"] = CENSORING[int(channel.censoring[e, t])]
-    if channel.unit is not None:
-        row["unit"] = channel.unit
     row.update({name: float(column[e, t]) for name, column in channel.columns.items()})
     return row
 
@@ -338,7 +337,7 @@ def _record(
         channels=channels,
         conditions=conditions,
         doses=_doses(mine["doses"], names) if "doses" in mine else no_doses(len(names)),
-        inputs=_inputs(mine["inputs"], names) if "inputs" in mine else {},
+        inputs=_inputs(mine["inputs"], names) if "inputs" in mine else Signals(),
         live=torch.ones(len(names), dtype=torch.bool),
         after_dose=after,
         names=(tuple(names),),
@@ -436,7 +435,6 @@ def _channel(
         upper=filled("upper") if has("upper") else None,
         replicate=filled("replicate").long() if has("replicate") else None,
         columns={name: filled(name) for name in per_row},
-        unit=str(part["unit"].dropna().iloc[0]) if has("unit") else None,
     )
 
 

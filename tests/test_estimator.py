@@ -20,8 +20,8 @@ from ampost import Design, Estimator, Experiments, Model, between, observe, odei
 from ampost.design import DosePlan, Looks
 from ampost.errors import EstimatorError
 from ampost.estimator import Architecture, _Networks, tokens
-from ampost.experiments import stack
 from ampost.inference import Settings, train
+from ampost.stacking import stack
 from ampost.training import Schedule
 
 TINY = Settings(

@@ -9,7 +9,7 @@ from pyro.infer import MCMC, NUTS, Predictive
 from ampost import Design, Experiments, Model, between, observe
 from ampost.design import Looks
 from ampost.errors import ExperimentError, ModelError
-from ampost.experiments import stack
+from ampost.stacking import stack
 from ampost.zoo import lotka_volterra
 
 PLAIN = Design({"y": Looks((0.0, 1.0, 2.0), (3, 3))}, {"x": (0.5, 2.0)}, (2, 2), 2.0)
