@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from ampost.errors import TrainingError
-from ampost.experiments import Experiments
+from ampost.experiments import Experiments, Signals
 from ampost.model import Model
+from ampost.ode.edges import signal_at
 from ampost.ode.failures import Failure, reasons
 from ampost.ode.problem import OdeProblem, Rows, Solver, Trajectory, flatten
 from ampost.passes import Holding
@@ -27,7 +28,7 @@ GRID = 160
 
 @dataclass(frozen=True)
 class Track:
-    """Dense output of one `odeint`: knots (row, experiment, knot), states and slopes with a state axis."""
+    """Dense output of one `odeint`: knots (row, experiment, knot), states and slopes by state in float32."""
 
     times: Tensor
     states: Tensor
@@ -72,8 +73,8 @@ def interpolate(track: Track, times: Tensor, after: Tensor) -> Tensor:
     upper = torch.where(after, right, left).clamp(1, knots.shape[-1] - 1)
     t0, t1 = knots.gather(-1, upper - 1), knots.gather(-1, upper)
     wide = upper[..., None].expand(*upper.shape, track.states.shape[-1])
-    y0, y1 = track.states.gather(-2, wide - 1), track.states.gather(-2, wide)
-    f0, f1 = track.slopes.gather(-2, wide - 1), track.slopes.gather(-2, wide)
+    y0, y1 = (track.states.gather(-2, place).double() for place in (wide - 1, wide))
+    f0, f1 = (track.slopes.gather(-2, place).double() for place in (wide - 1, wide))
     h = (t1 - t0).clamp(min=1e-300)[..., None]
     x = ((times - t0).clamp(min=0.0)[..., None] / h).clamp(max=1.0)
     x = torch.where((t1 > t0)[..., None], x, after[..., None].to(x))
@@ -135,6 +136,17 @@ def _joined(parts: list[Experiments]) -> Experiments:
             target=torch.cat([d.target for d in doses]),
             mask=torch.cat([d.mask for d in doses]),
         ),
+        inputs=Signals(
+            {
+                name: replace(
+                    signal,
+                    time=torch.cat([p.inputs[name].time for p in parts]),
+                    value=torch.cat([p.inputs[name].value for p in parts]),
+                    mask=torch.cat([p.inputs[name].mask for p in parts]),
+                )
+                for name, signal in first.inputs.items()
+            }
+        ),
     )
 
 
@@ -152,7 +164,7 @@ def _chunk(model: Model, count: int, seed: int) -> Bank:
         names = trajectory.names
         states = trajectory.states.reshape(*dense.shape, len(names))
         tracks[problem.name] = Track(
-            dense[good], states[good].float().double(), _slopes(flat, states)[good], names
+            dense[good], states[good].float(), _slopes(flat, states)[good].float(), names
         )
     return Bank(
         drawn.z[good], protocols.at(good), tracks, int((~good).sum()), drawn.failures, reasons(holding.statuses)
@@ -160,31 +172,47 @@ def _chunk(model: Model, count: int, seed: int) -> Bank:
 
 
 def _grid(model: Model, protocols: Experiments) -> tuple[Tensor, Tensor]:
-    """Knots per experiment: evenly spaced, dense near the start, and both sides of every dose."""
+    """Knots per experiment: evenly spaced, dense near the start, and both sides of every edge.
+
+    Edges are doses, ends of infusions and breakpoints of inputs; after each there are further knots, fewer
+    where there are many edges.
+    """
     start, end = model.design.start, model.design.horizon
     even = torch.linspace(0.0, 1.0, 2 * GRID // 3, dtype=torch.float64)
     early = torch.logspace(-5, -1, GRID // 3, dtype=torch.float64)
     base = start + (end - start) * torch.cat([even, early])
     shape = tuple(protocols.live.shape)
     knots = base.expand(*shape, len(base))
-    doses = protocols.doses
-    if not doses.any:
+    edges = _edges(protocols, start, end)
+    if not edges.shape[-1]:
         knots = knots.sort(-1).values
         return knots, torch.zeros_like(knots, dtype=torch.bool)
-    time = torch.where(doses.mask, doses.time, start)
-    edges = torch.cat([time, time + doses.duration], -1).clamp(max=end)
-    near = (edges[..., None] + (end - start) * early[::4]).flatten(-2).clamp(max=end)
+    after_each = early[:: max(4, edges.shape[-1] // 10)]
+    near = (edges[..., None] + (end - start) * after_each).flatten(-2).clamp(max=end)
     both = torch.cat([knots, near, edges, edges], -1)
     after = torch.cat([torch.zeros_like(torch.cat([knots, near, edges], -1)), torch.ones_like(edges)], -1)
     order = (both + 0.0).sort(dim=-1, stable=True).indices
     return both.gather(-1, order), after.gather(-1, order).bool()
 
 
-def _slopes(flat: Rows, states: Tensor) -> Tensor:
-    """The right-hand side at every knot, infusions included."""
+def _edges(protocols: Experiments, start: float, end: float) -> Tensor:
+    """Times (draw, experiment, edge) at which a slope or a state jumps, within the horizon."""
+    doses = protocols.doses
+    time = torch.where(doses.mask, doses.time, start)
+    parts = [time, torch.where(doses.mask, doses.time + doses.duration, start)] if time.shape[-1] else []
+    for signal in protocols.inputs.values():
+        parts.append(torch.where(signal.mask, signal.time, start))
+    if not parts:
+        return torch.zeros(*protocols.live.shape, 0, dtype=torch.float64)
+    return torch.cat(parts, -1).clamp(start, end)
 
+
+def _slopes(flat: Rows, states: Tensor) -> Tensor:
+    """The right-hand side at every knot, inputs and infusions included."""
     knots = flat.times.shape[1]
     parameters = {k: v.repeat_interleave(knots) for k, v in flat.parameters.items()}
+    for name, signal in flat.inputs.items():
+        parameters[name] = signal_at(signal, flat.times, flat.after_dose).reshape(-1)
     y = states.reshape(-1, states.shape[-1])
     slopes = flat.rhs(flat.times.reshape(-1), y, parameters).reshape(states.shape)
     infused = (flat.dose_duration > 0) & flat.dose_mask

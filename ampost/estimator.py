@@ -21,10 +21,11 @@ from ampost import files
 from ampost.bank import Bank
 from ampost.design import Design, tuples
 from ampost.errors import EstimatorError
-from ampost.experiments import CENSORING, Experiments
+from ampost.experiments import Experiments
 from ampost.model import Model
 from ampost.nets import DeepSet, perceptron
 from ampost.seeds import derive, seeded
+from ampost.tokens import Scaling, scaling_of, tokens
 from ampost.training import FitReport, Schedule, fit
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -39,22 +40,6 @@ class Architecture:
     density: str = "zuko_maf"
     transforms: int = 5
     hidden: int = 64
-
-
-@dataclass(frozen=True)
-class Scaling:
-    """How values become tokens: per channel whether logarithmic, shift and scale; per condition too."""
-
-    channels: tuple[str, ...]
-    logarithmic: tuple[bool, ...]
-    shift: tuple[float, ...]
-    scale: tuple[float, ...]
-    conditions: tuple[str, ...]
-    middle: tuple[float, ...]
-    half: tuple[float, ...]
-    targets: tuple[str, ...]
-    amount: float
-    horizon: float
 
 
 class _Networks(nn.Module):
@@ -139,7 +124,7 @@ class Estimator:
 
     def belongs_to(self, model: Model) -> None:
         """Raise EstimatorError unless this estimator was trained for `model`'s behaviour."""
-        mine, theirs = self.fingerprint, model.fingerprint()
+        mine, theirs = self.fingerprint, model.fingerprint(self.design)
         for part in ("sites", "channels", "behaviour"):
             same = _close(mine[part], theirs[part]) if part == "behaviour" else mine[part] == theirs[part]
             if not same:
@@ -168,9 +153,7 @@ class Estimator:
         header, tensors = files.load(path, "estimator")
         sizes = Architecture(**header["architecture"])
         scaling = Scaling(**tuples(header["scaling"]))
-        networks = _Networks(
-            sizes, _token_size(scaling), len(scaling.conditions), header["z_size"], header["local"]
-        )
+        networks = _Networks(sizes, scaling.token, len(scaling.conditions), header["z_size"], header["local"])
         networks.load_state_dict(tensors)
         networks.eval()
         return cls(
@@ -193,118 +176,6 @@ class Estimator:
         return DirectPosterior(self.networks.density, prior)
 
 
-def _token_size(scaling: Scaling) -> int:
-    return len(scaling.channels) + len(scaling.targets) + 3 + 2 + len(CENSORING) + 2
-
-
-def tokens(data: Experiments, scaling: Scaling) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Tokens (dataset, experiment, token, feature), their mask, conditions and live experiments.
-
-    A token is kind and channel, time (plain, logarithmic, squared), value (plain and compressed),
-    censoring, sd; a dose is a token with its amount and duration.
-    """
-    data = data if data.batch else data.unsqueezed(1)
-    parts, masks = [], []
-    shape = data.times.shape
-    kinds = len(scaling.channels) + len(scaling.targets)
-    for k, name in enumerate(scaling.channels):
-        channel = data.channels.get(name)
-        if channel is None or channel.values is None:
-            continue
-        value = torch.where(channel.mask, channel.values, 1.0)
-        if scaling.logarithmic[k]:
-            value = value.clamp(min=1e-30).log()
-        value = ((value - scaling.shift[k]) / scaling.scale[k]).clamp(-30, 30)
-        coded = torch.zeros_like(channel.mask).long() if channel.censoring is None else channel.censoring
-        sd = torch.zeros_like(value) if channel.sd is None else channel.sd.clamp(min=1e-30).log()
-        known = torch.full_like(value, 0.0 if channel.sd is None else 1.0)
-        parts.append(_token(k, kinds, data.times, scaling, value, coded, sd, known))
-        masks.append(channel.mask)
-    doses = data.doses
-    for k, name in enumerate(scaling.targets):
-        if name not in doses.targets:
-            continue
-        mine = doses.mask & (doses.target == doses.targets.index(name))
-        amount = doses.amount / scaling.amount
-        zero = torch.zeros_like(doses.target)
-        length = doses.duration / scaling.horizon
-        parts.append(
-            _token(
-                len(scaling.channels) + k,
-                kinds,
-                doses.time,
-                scaling,
-                amount,
-                zero,
-                length,
-                zero.to(amount),
-            )
-        )
-        masks.append(mine)
-    for name in data.conditions:
-        if name not in scaling.conditions:
-            raise EstimatorError(f"condition {name!r} is not one the estimator knows: {scaling.conditions}")
-    conditions = [
-        (data[name] - scaling.middle[k]) / scaling.half[k] for k, name in enumerate(scaling.conditions)
-    ]
-    joined = torch.cat(conditions, -1) if conditions else torch.zeros(*shape[:-1], 0)
-    return torch.cat(parts, -2).float(), torch.cat(masks, -1), joined.float(), data.live
-
-
-def _token(
-    kind: int,
-    kinds: int,
-    time: Tensor,
-    scaling: Scaling,
-    value: Tensor,
-    censoring: Tensor,
-    sd: Tensor,
-    known: Tensor,
-) -> Tensor:
-    which = torch.zeros(*value.shape, kinds, dtype=value.dtype)
-    which[..., kind] = 1.0
-    t = time / scaling.horizon
-    features = [
-        2 * t - 1,
-        torch.log1p(50 * t) / 2 - 1,
-        torch.sin(torch.pi * t),
-        value,
-        torch.asinh(3 * value),
-    ]
-    codes = torch.nn.functional.one_hot(censoring, len(CENSORING)).to(value)
-    return torch.cat([which, torch.stack(features, -1), codes, torch.stack([sd, known], -1)], -1)
-
-
-def scaling_of(model: Model, data: Experiments) -> Scaling:
-    """Shift and scale of every channel from simulated data; logarithmic where all values are positive."""
-    logarithmic, shift, scale = [], [], []
-    for name in model.channels:
-        channel = data.channels[name]
-        assert channel.values is not None
-        values = channel.values[channel.mask]
-        values = values[torch.isfinite(values)]
-        log = bool((values > 0).all())
-        values = values.log() if log else values
-        low, middle, high = values.quantile(torch.tensor([0.1, 0.5, 0.9], dtype=values.dtype)).tolist()
-        logarithmic.append(log)
-        shift.append(middle)
-        scale.append(max((high - low) / 2.5, 1e-12))
-    ranges = model.design.conditions.values()
-    amounts = [abs(a) for plan in model.design.doses for a in plan.amount]
-    return Scaling(
-        channels=tuple(model.channels),
-        logarithmic=tuple(logarithmic),
-        shift=tuple(shift),
-        scale=tuple(scale),
-        conditions=tuple(model.design.conditions),
-        middle=tuple((low + high) / 2 for low, high in ranges),
-        half=tuple(max((high - low) / 2, 1e-12) for low, high in ranges),
-        targets=tuple(dict.fromkeys(p.target for p in model.design.doses)),
-        amount=max(amounts, default=1.0) or 1.0,
-        horizon=model.design.horizon,
-    )
-
-
 def train_estimator(
     model: Model,
     bank: Bank,
@@ -324,10 +195,10 @@ def train_estimator(
     sizes = architecture or Architecture()
     held_out = max(batch, min(2_000, len(bank) // 10))
     shown = _batch(model, bank, torch.arange(held_out), derive(seed, "validation"))
-    scaling = scaling_of(model, shown[1])
+    scaling = scaling_of(model.channels, model.design, shown[1])
     local = model.design.experiments[1] if any(s.local for s in model.sites()) else 0
     with seeded(derive(seed, "weights")):
-        networks = _Networks(sizes, _token_size(scaling), len(scaling.conditions), model.z_size(), local)
+        networks = _Networks(sizes, scaling.token, len(scaling.conditions), model.z_size(), local)
     levels = torch.tensor(QUANTILES)
     check_tokens = tokens(shown[1], scaling)
 

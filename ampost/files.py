@@ -21,13 +21,13 @@ from torch import Tensor
 
 from ampost.errors import FileError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 def save(path: str | Path, kind: str, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
     """Write `tensors` and a JSON `header` to `path`: to a temporary file first, then renamed."""
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    body = json.dumps(header, sort_keys=True)
+    body = json.dumps(header)  # in its order: that of channels and conditions means something
     metadata = {
         "format": "ampost",
         "version": str(FORMAT_VERSION),
@@ -67,6 +67,11 @@ def load(path: str | Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]
         raise FileError(
             f"{str(path)!r} has format version {version}; this ampost reads up to "
             f"{FORMAT_VERSION}: upgrade ampost"
+        )
+    if version < FORMAT_VERSION:
+        raise FileError(
+            f"{str(path)!r} has format version {version}, of an earlier ampost; this one reads "
+            f"{FORMAT_VERSION}: make the file again"
         )
     if metadata["kind"] != kind:
         raise FileError(f"{str(path)!r} is of kind {metadata['kind']!r}, expected {kind!r}: give another file")

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ampost.bijection import bijection, standardise
 from ampost.design import Design
-from ampost.errors import ExperimentError, ModelError, UnsupportedError
+from ampost.errors import ExperimentError, ModelError
 from ampost.experiments import Experiments
 from ampost.ode.failures import Failure
 from ampost.ode.problem import Solver
@@ -31,6 +31,7 @@ from ampost.passes import (
     Site,
     double,
     idle,
+    noise_of,
     refuse_dead_odes,
     refuse_same_names,
     total,
@@ -169,12 +170,13 @@ class Model:
             run = self._run(
                 given, looks.map(lambda t: t[:, None]), holding, draw=True, lead=(looks.batch[0], 1)
             )
+            values = {k: v.reshape(looks.times.shape) for k, v in run.values.items()}
+            shown = looks.with_values(values, run.counts)
         sites = self.sites(looks.count)
-        values = {k: v.reshape(looks.times.shape) for k, v in run.values.items()}
         return Simulation(
             z=run.z_of(sites)[:, 0] if z is None else z,
             parameters={k: v[:, 0] for k, v in run.named(sites).items()},
-            experiments=looks.with_values(values),
+            experiments=shown,
             failed=holding.failed((looks.batch[0], 1))[:, 0],
             failures=tuple(holding.examples),
         )
@@ -192,24 +194,20 @@ class Model:
                     f"channel {name!r} of the data holds no values, only where to look; give measured or "
                     f"simulated values (Experiments.with_values)"
                 )
-        if data.inputs:
-            raise UnsupportedError(
-                f"the data hold the inputs {', '.join(data.inputs)}, which are not supported yet; leave the "
-                f"table of inputs out"
-            )
         known = data if data.batch else data.unsqueezed(1)
         z = torch.zeros(1, known.batch[0], self.z_size(data.count), dtype=torch.float64)
         run = self._run(z, known, self.solver, draw=False)
         for name, noise in run.noises.items():
             channel = known.channels[name]
             assert channel.values is not None
-            good = noise.support.check(torch.where(channel.mask, channel.values, torch.nan))
-            bad = (~good.reshape(channel.mask.shape) & channel.mask).nonzero()
+            exact = channel.mask if channel.censoring is None else channel.mask & (channel.censoring == 0)
+            base = noise_of(noise)
+            good = base.support.check(torch.where(exact, channel.values, torch.nan))
+            bad = (~good.reshape(channel.mask.shape) & exact).nonzero()
             if len(bad):
                 d, e, t = bad[0].tolist()
                 value, time = float(channel.values[d, e, t]), float(known.times[d, e, t])
                 names = known.names[d] if d < len(known.names) else known.names[0]
-                base = getattr(noise, "base_dist", noise)
                 raise ExperimentError(
                     f"channel {name!r} has the value {value:g} at time {time:g} of experiment "
                     f"{names[e] if e < len(names) else e!r}, outside the support of its noise "
@@ -217,8 +215,13 @@ class Model:
                     f"noise that allows it"
                 )
 
-    def fingerprint(self) -> dict[str, Any]:
-        """The model's behaviour: sites, channels, log joint and parameters at fixed z, 6 digits."""
+    def fingerprint(self, design: Design | None = None) -> dict[str, Any]:
+        """The model's behaviour: sites, channels, log joint and parameters at fixed z, 6 digits.
+
+        It is looked at under `design`, by default the model's own.
+        """
+        if design is not None:
+            return replace(self, design=design, _layouts={}, _channels=[]).fingerprint()
         sites = self.sites()
         looks = self.design.draw(1, seed=0)
         generator = torch.Generator().manual_seed(0)

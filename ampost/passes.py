@@ -113,6 +113,7 @@ class Pass(Messenger):
         self.log_likelihood: dict[str, Tensor] = {}
         self.values: dict[str, Tensor] = {}
         self.noises: dict[str, Any] = {}
+        self.counts: set[str] = set()
         self.deterministic: dict[str, Tensor] = {}
 
     def _pyro_sample(self, msg: Any) -> None:  # noqa: ANN401 - Pyro's message
@@ -159,6 +160,8 @@ class Pass(Messenger):
             shape = torch.broadcast_shapes(fn.batch_shape, (*self.lead, *(1,) * self.depth))
             msg["value"] = fn.expand(shape).sample()
             self.values[msg["name"]] = msg["value"]
+            if noise_of(fn).support.is_discrete:
+                self.counts.add(msg["name"])
         else:
             msg["value"] = torch.zeros(fn.batch_shape)
 
@@ -250,6 +253,13 @@ def refuse_dead_odes(solved: list[tuple[OdeProblem, Trajectory]]) -> None:
                 f"odeint {problem.name!r} gives NaN from its start on at each of {tries} prior draws, "
                 f"expected finite states {', '.join(problem.initial)}: {Status.NOT_FINITE.remedy}"
             )
+
+
+def noise_of(fn: Any) -> Any:  # noqa: ANN401 - a distribution
+    """The noise itself, without the mask and the censoring around it."""
+    while type(fn).__name__ in {"MaskedDistribution", "Censored"}:
+        fn = fn.base_dist
+    return fn
 
 
 def total(value: Tensor, lead: tuple[int, ...], depth: int) -> Tensor:

@@ -19,10 +19,9 @@ from pyro.poutine.runtime import effectful
 from torch import Tensor
 from torch.distributions import Distribution
 
-from ampost.errors import ModelError, OdeError, UnsupportedError
-from ampost.experiments import CENSORING, Channel, Doses, Experiments, Input
+from ampost.errors import ModelError, OdeError
+from ampost.experiments import Channel, Doses, Experiments, Input
 from ampost.ode.problem import Event, OdeProblem, RightHandSide, Solver, Trajectory
-from ampost.ode.recorded import truth
 from ampost.ode.solvers import default
 
 CHANNEL = "ampost_channel"
@@ -146,24 +145,22 @@ def replaying(solved: list[tuple[OdeProblem, Trajectory]]) -> Solver:
 def observe(name: str, noise: TorchDistribution, experiments: Experiments) -> Tensor | None:
     """What channel `name` shows: `noise` has shape (..., experiment, time) or broadcasts to it.
 
-    Scored where the record holds values, drawn where it holds none, absent where the record has
-    no such channel.
+    Scored where the record holds values (a censored one by the probability of what is known of it), drawn
+    where it holds none, absent where the record has no such channel.
     """
     _asked(name)
     channel = experiments.channels.get(name)
     if channel is None:
         return None
-    if channel.censoring is not None and truth((channel.mask & (channel.censoring != 0)).any()):
-        kinds = sorted({CENSORING[int(c)] for c in channel.censoring[channel.mask].unique()} - {"none"})
-        raise UnsupportedError(
-            f"channel {name!r} has {' and '.join(kinds)}-censored values, whose likelihood is not "
-            f"supported yet; leave them out (`censoring == 'none'`) and say so"
-        )
     shape = _spread(name, noise, channel.mask)
     over_experiments = IndepMessenger("experiments", experiments.count, dim=-2)
     over_time = IndepMessenger("time", experiments.times.shape[-1], dim=-1)
     wide = noise.expand(shape)
     observed = None if channel.values is None else _inside(wide, channel)
+    if channel.values is not None and channel.censoring is not None:
+        from ampost.censored import Censored
+
+        wide = Censored(wide, torch.where(channel.mask, channel.censoring, 0), channel.upper)
     marked: Any = {CHANNEL: name}
     with over_experiments, over_time:
         value: Tensor = pyro.sample(name, wide.mask(channel.mask), obs=observed, infer=marked)

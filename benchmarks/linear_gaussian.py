@@ -16,7 +16,7 @@ from c2st import c2st
 from targets import Target, show
 
 from ampost import Budget, Design, Experiments, Model, Settings, infer, observe
-from ampost.design import Looks
+from ampost.plans import Looks
 from ampost.training import Schedule
 
 SIZE, SD = 10, 0.1**0.5

@@ -9,7 +9,7 @@ import torch
 from ampost import Design, Estimator, Experiments, Model, observe
 from ampost.baselines import fit, nuts
 from ampost.calibration import calibrate
-from ampost.design import Looks
+from ampost.plans import Looks
 
 
 def gaussian(experiments: Experiments) -> None:

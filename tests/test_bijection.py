@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ampost import Design, Experiments, Model, TruncatedNormal, observe
 from ampost.bijection import bijection, standardise
-from ampost.design import Looks
 from ampost.errors import ModelError
+from ampost.plans import Looks
 
 EPS = torch.finfo(torch.float64).eps
 Z = torch.linspace(-8.0, 8.0, 65, dtype=torch.float64)

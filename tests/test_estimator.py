@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from ampost import Design, Estimator, Experiments, Model, between, observe, odeint
-from ampost.design import DosePlan, Looks
 from ampost.errors import EstimatorError
 from ampost.estimator import Architecture, _Networks, tokens
 from ampost.inference import Settings, train
+from ampost.plans import DosePlan, Looks
 from ampost.stacking import stack
 from ampost.training import Schedule
 

@@ -12,7 +12,6 @@ from scipy.stats import ks_2samp
 
 from ampost import Budget, Design, Estimator, Experiments, Model, infer, observe, summary
 from ampost.correction import correct
-from ampost.design import Looks
 from ampost.errors import EstimatorError, ExperimentError, FileError
 from ampost.estimator import tokens
 from ampost.importance import (
@@ -30,6 +29,7 @@ from ampost.importance import (
 from ampost.inference import Settings, train
 from ampost.mcmc import smc
 from ampost.optimize import laplace, maximise
+from ampost.plans import Looks
 from ampost.training import Schedule
 
 

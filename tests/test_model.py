@@ -7,8 +7,8 @@ import torch
 from pyro.infer import MCMC, NUTS, Predictive
 
 from ampost import Design, Experiments, Model, between, observe
-from ampost.design import Looks
 from ampost.errors import ExperimentError, ModelError
+from ampost.plans import Looks
 from ampost.stacking import stack
 from ampost.zoo import lotka_volterra
 

@@ -15,7 +15,6 @@ import torch
 
 from ampost import Budget, Design, Estimator, Experiments, Model, infer, observe, odeint, read_table
 from ampost import files as storage
-from ampost.design import Looks
 from ampost.errors import (
     AmpostError,
     EstimatorError,
@@ -26,6 +25,7 @@ from ampost.errors import (
     TableError,
     UnsupportedError,
 )
+from ampost.plans import Looks
 
 ROWS = pd.DataFrame(
     {
@@ -221,7 +221,7 @@ def test_data_without_values_are_refused(kinetics: Model) -> None:
 def test_data_outside_the_design_are_not_trained_for(kinetics: Model) -> None:
     far = read(ROWS.assign(S0=50.0, time=ROWS["time"] * 9))
     message = (
-        r"condition 'S0' is 50 to 50, the design spans 0.5 to 5; train for .*'P' is measured at 27, the design"
+        r"condition 'S0' is 50, the design spans 0.5 to 5; train for .*'P' is measured at 27, the design"
     )
     with pytest.raises(EstimatorError, match=message):
         infer(kinetics, far, progress=False)

@@ -21,9 +21,10 @@ from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, get_
 from ampost.errors import OdeError
 from ampost.ode import kernels
 from ampost.ode.eager import Eager
+from ampost.ode.edges import edges_of
 from ampost.ode.functions import Functions, functions_of
 from ampost.ode.methods import Method, rodas, tsitouras
-from ampost.ode.problem import OdeProblem, Rows, Trajectory, check, edges_of, flatten
+from ampost.ode.problem import OdeProblem, Rows, Trajectory, check, flatten
 from ampost.ode.recorded import jobs, truth
 
 CHUNK = 64

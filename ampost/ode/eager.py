@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from ampost.errors import OdeError
+from ampost.ode.edges import edges_of
 from ampost.ode.methods import TSITOURAS_A, TSITOURAS_C, TSITOURAS_ERROR, tsitouras_weights
-from ampost.ode.problem import OdeProblem, Rows, Status, Trajectory, check, edges_of, flatten, jumped
+from ampost.ode.problem import OdeProblem, Rows, Status, Trajectory, check, flatten, jumped
 
 
 @dataclass(frozen=True)

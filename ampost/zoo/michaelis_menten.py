@@ -8,10 +8,11 @@ from typing import Any
 import pyro
 import pyro.distributions as dist
 
-from ampost.design import Design, Looks
+from ampost.design import Design
 from ampost.distributions import between
 from ampost.experiments import Experiments
 from ampost.model import Model
+from ampost.plans import Looks
 from ampost.program import observe, odeint
 
 UNITS = {"time": "min", "S": "mM", "P": "mM", "vmax": "mM/min", "km": "mM", "sigma": "mM"}

@@ -1,0 +1,225 @@
+"""Tokens: data as the network reads them. A token is a measurement, a dose or a segment of an input.
+
+Its features: which kind and channel; time (plain, logarithmic, squared); value (plain and compressed) and
+the end of its interval; how it is censored; its standard deviation; a length (of an infusion or segment);
+whether it comes after a dose; covariates; how many measurements it stands for. Tokens beyond `MOST` per
+channel and experiment are averaged within bins of neighbours, for the network only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ampost.design import Design
+from ampost.errors import EstimatorError
+from ampost.experiments import CENSORING, Channel, Doses, Experiments, Input
+
+MOST = 64
+FURTHER = 5 + 2 + len(CENSORING) + 2 + 1 + 1 + 1  # features beside kinds and covariates
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """How numbers become features: per channel whether logarithmic, shift, scale; the rest (shift, scale)."""
+
+    channels: tuple[str, ...]
+    logarithmic: tuple[bool, ...]
+    shift: tuple[float, ...]
+    scale: tuple[float, ...]
+    sd: tuple[tuple[float, float], ...]
+    conditions: Mapping[str, tuple[float, float]]
+    columns: Mapping[str, tuple[float, float]]
+    amounts: Mapping[str, float]
+    inputs: Mapping[str, tuple[float, float]]
+    start: float
+    horizon: float
+
+    @property
+    def kinds(self) -> tuple[tuple[str, str], ...]:
+        """What a token may be: (channel | dose | input, name)."""
+        return (
+            *(("channel", name) for name in self.channels),
+            *(("dose", name) for name in self.amounts),
+            *(("input", name) for name in self.inputs),
+        )
+
+    @property
+    def token(self) -> int:
+        """The number of features of a token."""
+        return len(self.kinds) + FURTHER + len(self.columns)
+
+
+def scaling_of(channels: tuple[str, ...], design: Design, data: Experiments) -> Scaling:
+    """Shift and scale from simulated data and the design; logarithmic where all values are positive."""
+    logarithmic, shift, scale = [], [], []
+    for name in channels:
+        channel = data.channels[name]
+        assert channel.values is not None
+        values = channel.values[channel.mask]
+        values = values[torch.isfinite(values)]
+        log = bool((values > 0).all())
+        values = values.log() if log else values
+        low, middle, high = values.quantile(torch.tensor([0.1, 0.5, 0.9], dtype=values.dtype)).tolist()
+        logarithmic.append(log)
+        shift.append(middle)
+        scale.append(max((high - low) / 2.5, 1e-12))
+
+    def centred(ends: tuple[float, ...]) -> tuple[float, float]:
+        low, high = min(ends), max(ends)
+        return (low + high) / 2, max((high - low) / 2, 1e-12 * max(abs(low), abs(high)), 1e-300)
+
+    looks = [design.channels.get(name) for name in channels]
+    deviations = [(0.0, 1.0) if look is None or look.sd is None else look.sd for look in looks]
+    columns: dict[str, tuple[float, ...]] = {}
+    for look in looks:
+        for name, ends in look.columns.items() if look else ():
+            columns[name] = (*columns.get(name, ()), *ends)
+    amounts: dict[str, float] = {}
+    for plan in design.doses:
+        amounts[plan.target] = max(amounts.get(plan.target, 0.0), *(abs(a) for a in plan.amount))
+    return Scaling(
+        channels=channels,
+        logarithmic=tuple(logarithmic),
+        shift=tuple(shift),
+        scale=tuple(scale),
+        sd=tuple(
+            centred(tuple(float(torch.tensor(s).log()) for s in ends)) if min(ends) > 0 else (0.0, 1.0)
+            for ends in deviations
+        ),
+        conditions={name: centred(ends) for name, ends in design.conditions.items()},
+        columns={name: centred(ends) for name, ends in columns.items()},
+        amounts={target: amount or 1.0 for target, amount in amounts.items()},
+        inputs={
+            name: centred(tuple(v for values in plan.values for v in values))
+            for name, plan in design.inputs.items()
+        },
+        start=design.start,
+        horizon=design.horizon,
+    )
+
+
+def tokens(data: Experiments, scaling: Scaling) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Tokens (dataset, experiment, token, feature), their mask, conditions and live experiments."""
+    data = data if data.batch else data.unsqueezed(1)
+    for name in data.conditions:
+        if name not in scaling.conditions:
+            known = ", ".join(scaling.conditions) or "none"
+            raise EstimatorError(f"condition {name!r} is not one the estimator knows: {known}")
+    parts = []
+    for k, (what, name) in enumerate(scaling.kinds):
+        if what == "channel":
+            channel = data.channels.get(name)
+            if channel is not None and channel.values is not None:
+                parts.append(_binned(*_measurements(channel, data, scaling, k)))
+        elif what == "dose" and name in data.doses.targets:
+            parts.append(_binned(*_doses(data.doses, scaling, k, name)))
+        elif what == "input" and name in data.inputs:
+            parts.append(_binned(*_segments(data.inputs[name], scaling, k, name)))
+    conditions = [(data[n] - middle) / half for n, (middle, half) in scaling.conditions.items()]
+    shape = data.live.shape
+    joined = torch.cat(conditions, -1) if conditions else torch.zeros(*shape, 0)
+    seen = torch.cat([p[0] for p in parts], -2), torch.cat([p[1] for p in parts], -1)
+    return *seen, joined.float(), data.live
+
+
+def _measurements(channel: Channel, data: Experiments, scaling: Scaling, k: int) -> tuple[Tensor, Tensor]:
+    assert channel.values is not None
+
+    def scaled(number: Tensor) -> Tensor:
+        number = torch.where(channel.mask, number, 1.0)
+        number = number.clamp(min=1e-30).log() if scaling.logarithmic[k] else number
+        return ((number - scaling.shift[k]) / scaling.scale[k]).clamp(-30, 30)
+
+    value = scaled(channel.values)
+    code = torch.zeros_like(channel.mask).long() if channel.censoring is None else channel.censoring
+    interval = (code == CENSORING.index("interval")) & channel.mask
+    upper = None if channel.upper is None else torch.where(interval, scaled(channel.upper), 0.0)
+    middle, half = scaling.sd[k]
+    known = channel.sd is not None
+    sd = None if channel.sd is None else (channel.sd.clamp(min=1e-30).log() - middle) / half
+    columns = {n: (channel.columns[n] - m) / h for n, (m, h) in scaling.columns.items() if n in channel.columns}
+    features = _features(scaling, k, data.times, value, upper, code, sd, known, None, data.after_dose, columns)
+    return features, channel.mask
+
+
+def _doses(doses: Doses, scaling: Scaling, k: int, target: str) -> tuple[Tensor, Tensor]:
+    mask = doses.mask & (doses.target == doses.targets.index(target))
+    amount = doses.amount / scaling.amounts[target]
+    length = doses.duration / (scaling.horizon - scaling.start)
+    return _features(scaling, k, doses.time, amount, length=length), mask
+
+
+def _segments(signal: Input, scaling: Scaling, k: int, name: str) -> tuple[Tensor, Tensor]:
+    """A segment runs from a breakpoint to the next one or to the end."""
+    middle, half = scaling.inputs[name]
+    time = torch.where(signal.mask, signal.time, torch.inf)
+    time, order = torch.sort(time, dim=-1, stable=True)
+    end = torch.cat([time[..., 1:], torch.full_like(time[..., :1], torch.inf)], -1).clamp(max=scaling.horizon)
+    mask = signal.mask.gather(-1, order)
+    time = torch.where(mask, time, scaling.start)
+    length = torch.where(mask, (end - time).clamp(min=0.0), 0.0) / (scaling.horizon - scaling.start)
+    value = ((signal.value.gather(-1, order) - middle) / half).clamp(-30, 30)
+    return _features(scaling, k, time, value, length=length), mask
+
+
+def _features(
+    scaling: Scaling,
+    kind: int,
+    time: Tensor,
+    value: Tensor,
+    upper: Tensor | None = None,
+    code: Tensor | None = None,
+    sd: Tensor | None = None,
+    known: bool = False,
+    length: Tensor | None = None,
+    after: Tensor | None = None,
+    columns: Mapping[str, Tensor] | None = None,
+) -> Tensor:
+    """Features (dataset, experiment, item, feature) in the order of the module's docstring."""
+    zero = torch.zeros_like(value)
+    which = zero[..., None].repeat(*(1,) * value.dim(), len(scaling.kinds))
+    which[..., kind] = 1.0
+    t = (time - scaling.start) / (scaling.horizon - scaling.start)
+    codes = torch.zeros_like(value).long() if code is None else code
+    further = [
+        2 * t - 1,
+        torch.log1p(50 * t.clamp(min=0.0)) / 2 - 1,
+        torch.sin(torch.pi * t),
+        value,
+        torch.asinh(3 * value),
+        zero if upper is None else upper,
+        zero if upper is None else torch.asinh(3 * upper),
+        zero if sd is None else sd,
+        zero + float(known),
+        zero if length is None else length,
+        zero if after is None else after.to(zero),
+        *((columns or {}).get(name, zero) for name in scaling.columns),
+    ]
+    one_hot = torch.nn.functional.one_hot(codes, len(CENSORING)).to(value)
+    return torch.cat([which, one_hot, torch.stack(further, -1)], -1).float()
+
+
+def _binned(features: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Masked items (..., item, feature) moved to the front and, beyond `MOST`, averaged in bins of neighbours.
+
+    A last feature is added: the logarithm of the number of items behind each.
+    """
+    count = mask.sum(-1, keepdim=True)
+    width = max(1, int(count.max()) if count.numel() else 0)
+    order = torch.argsort((~mask).to(torch.uint8), dim=-1, stable=True)[..., :width]
+    mask = mask.gather(-1, order)
+    features = features.gather(-2, order[..., None].expand(*order.shape, features.shape[-1]))
+    if width <= MOST:
+        return torch.cat([features, torch.zeros_like(features[..., :1])], -1), mask
+    rank = torch.arange(width).expand(order.shape)
+    place = torch.where(count > MOST, rank * MOST // count.clamp(min=1), rank).clamp(max=MOST - 1)
+    blank = features.new_zeros(*features.shape[:-2], MOST, features.shape[-1])
+    weight = mask[..., None].to(features)
+    total = blank.scatter_add(-2, place[..., None].expand(features.shape), features * weight)
+    number = blank[..., :1].scatter_add(-2, place[..., None], weight)
+    mean = total / number.clamp(min=1.0)
+    return torch.cat([mean, number.clamp(min=1.0).log()], -1), number[..., 0] > 0
