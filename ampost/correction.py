@@ -236,12 +236,12 @@ def _mixture(fitted: list[Component], flow: Component, prior: Component, share: 
 
 
 def _flow(trained: Estimator, data: Experiments) -> Component:
-    context = trained.context(data)
+    reading = trained.reading(data)
     return Component(
         "flow",
         torch.ones(1, dtype=torch.float64),
-        lambda count, seed: trained.sample(context, count, seed),
-        lambda z: trained.log_density(z, context),
+        lambda count, seed: trained.sample(reading, count, seed),
+        lambda z: trained.log_density(z, reading),
     )
 
 

@@ -7,6 +7,7 @@ to sbi users by `to_sbi`. The one door to sbi.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from ampost import files
 from ampost.bank import Bank
 from ampost.design import Design, tuples
-from ampost.errors import EstimatorError
+from ampost.errors import EstimatorError, UnsupportedError
 from ampost.experiments import Experiments
 from ampost.model import Model
 from ampost.nets import DeepSet, perceptron
@@ -29,6 +30,7 @@ from ampost.tokens import Scaling, scaling_of, tokens
 from ampost.training import FitReport, Schedule, fit
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+LOG_2PI = math.log(2 * math.pi)
 
 
 @dataclass(frozen=True)
@@ -42,16 +44,134 @@ class Architecture:
     hidden: int = 64
 
 
+@dataclass(frozen=True)
+class Layout:
+    """Where shared and local parameters stand in z: per site whether it is local, plates to its left, size.
+
+    A local site has a value per experiment (`experiments.plate()`); given the shared parameters its posterior
+    depends on that experiment's data alone.
+    """
+
+    sites: tuple[tuple[bool, int, int], ...]
+
+    @classmethod
+    def of(cls, model: Model) -> Layout:
+        """The layout of a model's sites."""
+
+        def number(shape: tuple[int, ...]) -> int:
+            return int(torch.Size(shape).numel())
+
+        return cls(tuple((s.local, number(s.batch[:-2]), number(s.z_event)) for s in model.sites()))
+
+    @property
+    def shared(self) -> int:
+        """The number of shared coordinates of z."""
+        return sum(left * size for local, left, size in self.sites if not local)
+
+    @property
+    def local(self) -> int:
+        """The number of local coordinates of z per experiment."""
+        return sum(left * size for local, left, size in self.sites if local)
+
+    def places(self, experiments: int) -> tuple[Tensor, Tensor]:
+        """Indices into z: (shared,) and (experiment, local)."""
+        shared, own, start = [], [], 0
+        for local, left, size in self.sites:
+            number = left * size * (experiments if local else 1)
+            index = torch.arange(start, start + number)
+            if local:
+                own.append(index.reshape(left, experiments, size).movedim(1, 0).reshape(experiments, -1))
+            else:
+                shared.append(index)
+            start += number
+        none = torch.zeros(0, dtype=torch.long)
+        return (
+            torch.cat([none, *shared]),
+            torch.cat([none.reshape(1, 0).expand(experiments, 0), *own], -1),
+        )
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What the networks read in data: the context, the embedding of each experiment, which are live."""
+
+    context: Tensor
+    each: Tensor
+    live: Tensor
+
+
 class _Networks(nn.Module):
-    def __init__(self, sizes: Architecture, token: int, conditions: int, z: int, local: int) -> None:
+    """Embedding, quantile heads and densities; those of local parameters are shared by all experiments."""
+
+    def __init__(self, sizes: Architecture, scaling: Scaling, layout: Layout) -> None:
         super().__init__()
-        self.embedding = DeepSet(token, conditions, sizes.width, sizes.context, local)
-        self.point = perceptron(sizes.context, sizes.width, z * len(QUANTILES), hidden=1)
-        self.density = _density(sizes, z)
+        self.layout = layout
+        shared, local = layout.shared, layout.local
+        self.embedding = DeepSet(scaling.token, len(scaling.conditions), sizes.width, sizes.context)
+        if shared:
+            self.point: Any = perceptron(sizes.context, sizes.width, shared * len(QUANTILES), hidden=1)
+            self.density: Any = _density(sizes, shared, sizes.context)
+        if local:
+            known = sizes.width + sizes.context
+            self.local_point: Any = perceptron(known, sizes.width, local * len(QUANTILES), hidden=1)
+            self.local_density: Any = _density(sizes, local, sizes.width + shared)
+
+    def read(self, seen: tuple[Tensor, ...]) -> Reading:
+        """The reading of tokens, mask, conditions and live experiments."""
+        context, each = self.embedding(*seen)
+        return Reading(context, each, seen[3])
+
+    def quantiles(self, reading: Reading, share: float = 1.0) -> Tensor:
+        """Quantiles (dataset, z, quantile); only `share` of their gradient reaches the embedding."""
+        context, each = (v.detach() + share * (v - v.detach()) for v in (reading.context, reading.each))
+        datasets, experiments = each.shape[:2]
+        shared, own = self.layout.places(experiments)
+        out = context.new_zeros(datasets, shared.numel() + own.numel(), len(QUANTILES))
+        if shared.numel():
+            out[:, shared] = self.point(context).reshape(datasets, -1, len(QUANTILES))
+        if own.numel():
+            both = torch.cat([each, context[:, None].expand(*each.shape[:2], context.shape[-1])], -1)
+            out[:, own] = self.local_point(both).reshape(datasets, *own.shape, len(QUANTILES))
+        return out
+
+    def log_density(self, z: Tensor, reading: Reading) -> Tensor:
+        """log q(z | data) of z (draw, dataset, z); the parameters of padding experiments follow N(0, 1)."""
+        shared, own = self.layout.places(reading.each.shape[1])
+        z_shared, z_own = z[..., shared], z[..., own]
+        total = z.new_zeros(z.shape[:-1])
+        if shared.numel():
+            total = total + self.density.log_prob(z_shared, condition=reading.context)
+        if own.numel():
+            known = self._known(z_shared, reading)
+            flat = known.reshape(-1, known.shape[-1]), z_own.reshape(1, -1, own.shape[1])
+            each = self.local_density.log_prob(flat[1], condition=flat[0]).reshape(known.shape[:-1])
+            apart = -0.5 * (z_own.square() + LOG_2PI).sum(-1)
+            total = total + torch.where(reading.live, each, apart).sum(-1)
+        return total
+
+    def sample(self, reading: Reading, draws: int) -> Tensor:
+        """Draws z (draw, dataset, z)."""
+        datasets, experiments = reading.each.shape[:2]
+        shared, own = self.layout.places(experiments)
+        z = torch.zeros(draws, datasets, shared.numel() + own.numel())
+        if shared.numel():
+            z[..., shared] = self.density.sample((draws,), condition=reading.context)
+        if own.numel():
+            known = self._known(z[..., shared], reading)
+            drawn = self.local_density.sample((1,), condition=known.reshape(-1, known.shape[-1]))
+            drawn = drawn.reshape(*known.shape[:-1], -1)
+            z[..., own] = torch.where(reading.live[..., None], drawn, torch.randn_like(drawn))
+        return z
+
+    def _known(self, z_shared: Tensor, reading: Reading) -> Tensor:
+        """What the local density is given: (draw, dataset, experiment, embedding and shared z)."""
+        shape = (*z_shared.shape[:-1], reading.each.shape[1])
+        each = reading.each.expand(*shape, reading.each.shape[-1])
+        return torch.cat([each, z_shared[..., None, :].expand(*shape, z_shared.shape[-1])], -1)
 
 
-def _density(sizes: Architecture, z: int) -> nn.Module:
-    """sbi's density estimator over z given a context; argument checks stay as they were."""
+def _density(sizes: Architecture, z: int, known: int) -> nn.Module:
+    """sbi's density estimator over z given `known` numbers; argument checks stay as they were."""
     # importing sbi (through zuko) switches argument checks off for the whole process
     kinds: tuple[Any, ...] = (torch.distributions.Distribution, pyro.distributions.Distribution)
     checks = [getattr(kind, "_validate_args", None) for kind in kinds]
@@ -69,7 +189,7 @@ def _density(sizes: Architecture, z: int) -> nn.Module:
         num_transforms=sizes.transforms,
         embedding_net=nn.Identity(),
     )
-    density: nn.Module = build(torch.randn(8, z), torch.randn(8, sizes.context))
+    density: nn.Module = build(torch.randn(8, z), torch.randn(8, known))
     return density
 
 
@@ -92,34 +212,31 @@ class Estimator:
     design: Design
     fingerprint: Mapping[str, Any]
     report: FitReport
-    z_size: int
-    local: int
     solves: int
 
-    def context(self, data: Experiments) -> Tensor:
-        """The context (dataset, context) of each data set, embedded once."""
+    def reading(self, data: Experiments) -> Reading:
+        """What the networks read in each data set, embedded once."""
         with torch.no_grad():
-            context: Tensor = self.networks.embedding(*tokens(data, self.scaling))
-        return context
+            return self.networks.read(tokens(data, self.scaling))
+
+    def context(self, data: Experiments) -> Tensor:
+        """The context (dataset, context) of each data set."""
+        return self.reading(data).context
 
     def quantiles(self, data: Experiments) -> Tensor:
         """Posterior quantiles `QUANTILES` of z, (dataset, z, quantile), by one pass."""
         with torch.no_grad():
-            out: Tensor = self.networks.point(self.context(data))
-        return out.reshape(len(out), self.z_size, len(QUANTILES)).double()
+            return self.networks.quantiles(self.reading(data)).double()
 
-    def sample(self, context: Tensor, draws: int, seed: int) -> Tensor:
-        """Draws z (draw, dataset, z) from the density at `context`."""
+    def sample(self, reading: Reading, draws: int, seed: int) -> Tensor:
+        """Draws z (draw, dataset, z) from the density given a reading of the data."""
         with torch.no_grad(), seeded(seed):
-            density: Any = self.networks.density
-            drawn: Tensor = density.sample((draws,), condition=context)
-        return drawn.double()
+            return self.networks.sample(reading, draws).double()
 
-    def log_density(self, z: Tensor, context: Tensor) -> Tensor:
-        """log q(z | context), (draw, dataset)."""
-        density: Any = self.networks.density
+    def log_density(self, z: Tensor, reading: Reading) -> Tensor:
+        """log q(z | data), (draw, dataset)."""
         with torch.no_grad():
-            value: Tensor = density.log_prob(z.float(), condition=context)
+            value = self.networks.log_density(z.float(), reading)
         return torch.nan_to_num(value.double(), nan=-torch.inf)
 
     def belongs_to(self, model: Model) -> None:
@@ -141,8 +258,7 @@ class Estimator:
             "design": self.design.to_json(),
             "fingerprint": self.fingerprint,
             "report": asdict(self.report),
-            "z_size": self.z_size,
-            "local": self.local,
+            "layout": asdict(self.networks.layout),
             "solves": self.solves,
         }
         files.save(path, "estimator", header, self.networks.state_dict())
@@ -153,7 +269,7 @@ class Estimator:
         header, tensors = files.load(path, "estimator")
         sizes = Architecture(**header["architecture"])
         scaling = Scaling(**tuples(header["scaling"]))
-        networks = _Networks(sizes, scaling.token, len(scaling.conditions), header["z_size"], header["local"])
+        networks = _Networks(sizes, scaling, Layout(**tuples(header["layout"])))
         networks.load_state_dict(tensors)
         networks.eval()
         return cls(
@@ -163,8 +279,6 @@ class Estimator:
             Design.from_json(header["design"]),
             header["fingerprint"],
             FitReport(**tuples(header["report"])),
-            header["z_size"],
-            header["local"],
             header["solves"],
         )
 
@@ -172,7 +286,13 @@ class Estimator:
         """sbi's posterior over z; its x is this estimator's context of a data set."""
         from sbi.inference.posteriors import DirectPosterior
 
-        prior = torch.distributions.MultivariateNormal(torch.zeros(self.z_size), torch.eye(self.z_size))
+        layout = self.networks.layout
+        if layout.local:
+            raise UnsupportedError(
+                "an estimator with parameters per experiment has two densities, which sbi's DirectPosterior "
+                "cannot hold; use Estimator.sample and Estimator.log_density"
+            )
+        prior = torch.distributions.MultivariateNormal(torch.zeros(layout.shared), torch.eye(layout.shared))
         return DirectPosterior(self.networks.density, prior)
 
 
@@ -196,9 +316,8 @@ def train_estimator(
     held_out = max(batch, min(2_000, len(bank) // 10))
     shown = _batch(model, bank, torch.arange(held_out), derive(seed, "validation"))
     scaling = scaling_of(model.channels, model.design, shown[1])
-    local = model.design.experiments[1] if any(s.local for s in model.sites()) else 0
     with seeded(derive(seed, "weights")):
-        networks = _Networks(sizes, scaling.token, len(scaling.conditions), model.z_size(), local)
+        networks = _Networks(sizes, scaling, Layout.of(model))
     levels = torch.tensor(QUANTILES)
     check_tokens = tokens(shown[1], scaling)
 
@@ -211,19 +330,13 @@ def train_estimator(
 
     def loss(given: tuple[Tensor, tuple[Tensor, ...]], done: float) -> Tensor:
         z, seen = given
-        context = networks.embedding(*seen)
-        density: Any = networks.density
-        share = max(0.0, 1.0 - done / 0.7)
-        mixed = context.detach() + share * (context - context.detach())
-        guess = networks.point(mixed).reshape(len(z), z.shape[1], len(QUANTILES))
-        missed = z[..., None] - guess
+        reading = networks.read(seen)
+        missed = z[..., None] - networks.quantiles(reading, max(0.0, 1.0 - done / 0.7))
         pinball = torch.maximum(levels * missed, (levels - 1) * missed).sum((1, 2)).mean()
-        total: Tensor = density.loss(z, context).mean() + pinball
-        return total
+        return pinball - networks.log_density(z[None], reading).mean()
 
     def validation() -> float:
-        density: Any = networks.density
-        return float(density.loss(shown[0].float(), networks.embedding(*check_tokens)).mean())
+        return -float(networks.log_density(shown[0].float()[None], networks.read(check_tokens)).mean())
 
     with seeded(derive(seed, "training")):
         report = fit(networks, loss, batch_at, validation, schedule, show)
@@ -234,8 +347,6 @@ def train_estimator(
         model.design,
         model.fingerprint(),
         report,
-        model.z_size(),
-        local,
         len(bank) + bank.failures,
     )
 

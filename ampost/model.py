@@ -300,7 +300,7 @@ class Model:
         start = 0
         depth = max([2, *(len(s[1].batch_shape) for s in first)])
         draws = None
-        for name, fn in first:
+        for name, fn, local in first:
             batch = (1,) * (depth - len(fn.batch_shape)) + tuple(fn.batch_shape)
             shaped = bijection(fn)
             standard = None
@@ -315,13 +315,14 @@ class Model:
                 start,
                 shaped.exact,
                 standard,
+                local,
             )
             sites.append(site)
             start += site.size
         return tuple(sites)
 
-    def _sites_of(self, template: Experiments, seed: int) -> list[tuple[str, Any]]:
-        """Latent sites of one plain run, after refusing what cannot be a model."""
+    def _sites_of(self, template: Experiments, seed: int) -> list[tuple[str, Any, bool]]:
+        """Latent sites of one plain run, and whether each is local; what cannot be a model is refused."""
         asked = Asked()
         with double(), seeded(seed), asked, answering(self.solver):
             trace = pyro.poutine.trace(self.program).get_trace(template)
@@ -357,7 +358,7 @@ class Model:
                     f"use `with experiments.plate():` for a value per experiment, and dim=-3 or further "
                     f"left for plates of your own"
                 )
-            latents.append((name, fn))
+            latents.append((name, fn, any(f.name == "experiments" for f in site["cond_indep_stack"])))
         if not asked.channels:
             raise ModelError(
                 f"the program {self.name!r} observes nothing; add ampost.observe(channel, noise, experiments)"

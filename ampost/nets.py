@@ -27,25 +27,20 @@ def pool(values: Tensor, mask: Tensor) -> Tensor:
 
 
 class DeepSet(nn.Module):
-    """Tokens (batch, experiment, token, feature), mask, conditions -> context (batch, context).
+    """Tokens (batch, experiment, token, feature), mask, conditions -> context, and an embedding per experiment.
 
-    With `local` experiments, their own embeddings join the context in order, since a model with a
-    parameter per experiment must tell them apart.
+    The context is (batch, context), the embeddings (batch, experiment, width).
     """
 
-    def __init__(self, token: int, conditions: int, width: int, context: int, local: int = 0) -> None:
+    def __init__(self, token: int, conditions: int, width: int, context: int) -> None:
         super().__init__()
         self.token = perceptron(token, width, width)
         self.experiment = perceptron(2 * width + 1 + conditions, width, width)
-        self.local = local
-        self.out = perceptron(2 * width + 1 + local * width, width, context, hidden=1)
+        self.out = perceptron(2 * width + 1, width, context, hidden=1)
 
-    def forward(self, tokens: Tensor, mask: Tensor, conditions: Tensor, live: Tensor) -> Tensor:
-        """The context of each data set."""
+    def forward(self, tokens: Tensor, mask: Tensor, conditions: Tensor, live: Tensor) -> tuple[Tensor, Tensor]:
+        """The context of each data set and the embedding of each of its experiments."""
         inner = pool(self.token(tokens), mask)
-        each = self.experiment(torch.cat([inner, conditions], -1))
-        pooled = pool(each, live)
-        if self.local:
-            pooled = torch.cat([pooled, each.flatten(-2)], -1)
-        context: Tensor = self.out(pooled)
-        return context
+        each: Tensor = self.experiment(torch.cat([inner, conditions], -1))
+        context: Tensor = self.out(pool(each, live))
+        return context, each

@@ -25,7 +25,7 @@ class Site:
     """One latent site: where it stands in z and how it is shaped.
 
     `batch` is its batch shape on the model's axes (..., experiment, 1), `event` its event shape,
-    `z_event` the event shape in z (one less for a simplex).
+    `z_event` the event shape in z (one less for a simplex). A `local` site has one value per experiment.
     """
 
     name: str
@@ -35,16 +35,12 @@ class Site:
     start: int
     exact: bool
     standard: Standard | None
+    local: bool
 
     @property
     def size(self) -> int:
         """How many coordinates of z it takes."""
         return int(torch.Size((*self.batch, *self.z_event)).numel())
-
-    @property
-    def local(self) -> bool:
-        """Whether it has one value per experiment."""
-        return self.batch[-2] > 1
 
 
 class Holding:
@@ -171,10 +167,11 @@ class Pass(Messenger):
         return torch.cat(parts, -1)
 
     def named(self, sites: tuple[Site, ...]) -> dict[str, Tensor]:
-        """Parameters as (*lead, ...): axes of size 1 of the batch dropped."""
+        """Parameters as (*lead, ...): axes of size 1 dropped, but not the experiments of a local one."""
         out = {}
         for site in sites:
-            kept = [n for n in site.batch if n > 1]
+            experiments = len(site.batch) - 2 if site.local else -1
+            kept = [n for k, n in enumerate(site.batch) if n > 1 or k == experiments]
             full = self.theta[site.name].expand(*self.lead, *site.batch, *site.event)
             out[site.name] = full.reshape(*self.lead, *kept, *site.event)
         return out

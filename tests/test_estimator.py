@@ -18,8 +18,9 @@ from torch import Tensor
 
 from ampost import Design, Estimator, Experiments, Model, between, observe, odeint
 from ampost.errors import EstimatorError
-from ampost.estimator import Architecture, _Networks, tokens
+from ampost.estimator import Architecture, tokens
 from ampost.inference import Settings, train
+from ampost.nets import DeepSet
 from ampost.plans import DosePlan, Looks
 from ampost.stacking import stack
 from ampost.training import Schedule
@@ -213,13 +214,13 @@ def test_training_leaves_the_callers_random_numbers_alone(kinetics: Model, tiny:
     expected = torch.rand(3)
     torch.manual_seed(7)
     train(kinetics, replace(TINY, schedule=Schedule(steps=3)), seed=3, progress=False)
-    tiny.sample(tiny.context(kinetics.simulate(1, 5).experiments), 5, seed=1)
+    tiny.sample(tiny.reading(kinetics.simulate(1, 5).experiments), 5, seed=1)
     torch.testing.assert_close(torch.rand(3), expected)
 
 
 def test_draws_are_a_function_of_the_seed(data: Experiments, tiny: Estimator) -> None:
-    context = tiny.context(data)
-    one, same, other = (tiny.sample(context, 50, seed=s) for s in (1, 1, 2))
+    reading = tiny.reading(data)
+    one, same, other = (tiny.sample(reading, 50, seed=s) for s in (1, 1, 2))
     assert one.shape == (50, 1, 3)
     assert torch.equal(one, same)
     assert not torch.equal(one, other)
@@ -241,9 +242,9 @@ def test_too_small_a_bank_is_refused_by_number(kinetics: Model) -> None:
 
 def test_the_density_is_that_of_the_draws(kinetics: Model, trained: Estimator) -> None:
     # E_q[p / q] = 1 for any density p whose tails q covers; here p is a normal of half the width
-    context = trained.context(kinetics.simulate(1, 5).experiments)
-    z = trained.sample(context, 20_000, seed=0)
-    density = trained.log_density(z, context)
+    reading = trained.reading(kinetics.simulate(1, 5).experiments)
+    z = trained.sample(reading, 20_000, seed=0)
+    density = trained.log_density(z, reading)
     assert density.shape == (20_000, 1)
     middle, spread = z.median(0).values[0], torch.cov(z[:, 0].T) / 4
     inner = torch.distributions.MultivariateNormal(middle, spread).log_prob(z)
@@ -270,9 +271,10 @@ def test_a_loaded_estimator_answers_as_the_saved_one(
     context = loaded.context(data)
     assert torch.equal(context, trained.context(data))
     assert torch.equal(loaded.quantiles(data), trained.quantiles(data))
-    draws = loaded.sample(context, 200, seed=4)
-    assert torch.equal(draws, trained.sample(context, 200, seed=4))
-    assert torch.equal(loaded.log_density(draws, context), trained.log_density(draws, context))
+    reading = loaded.reading(data)
+    draws = loaded.sample(reading, 200, seed=4)
+    assert torch.equal(draws, trained.sample(reading, 200, seed=4))
+    assert torch.equal(loaded.log_density(draws, reading), trained.log_density(draws, reading))
     assert loaded.design == trained.design
     assert loaded.scaling == trained.scaling
     assert loaded.report == trained.report
@@ -298,8 +300,8 @@ def test_an_estimator_from_a_file_answers_in_another_process_alike(
         "from ampost import Estimator\nfrom ampost.zoo import michaelis_menten\n"
         "model = michaelis_menten.model(); estimator = Estimator.load(sys.argv[1])\n"
         "estimator.belongs_to(model)\n"
-        "context = estimator.context(model.simulate(1, 5).experiments.at(0))\n"
-        "print(estimator.sample(context, 3, seed=4).flatten().tolist())"
+        "reading = estimator.reading(model.simulate(1, 5).experiments.at(0))\n"
+        "print(estimator.sample(reading, 3, seed=4).flatten().tolist())"
     )
     ran = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code, str(tmp_path / "x.ampost")],
@@ -307,7 +309,7 @@ def test_an_estimator_from_a_file_answers_in_another_process_alike(
         text=True,
         check=True,
     )
-    expected = trained.sample(trained.context(data), 3, seed=4).flatten().tolist()
+    expected = trained.sample(trained.reading(data), 3, seed=4).flatten().tolist()
     assert json.loads(ran.stdout) == pytest.approx(expected, rel=1e-4, abs=1e-5)
 
 
@@ -357,8 +359,8 @@ pyro.enable_validation(wanted := sys.argv[1] == "on")
 torch.distributions.Distribution.set_default_validate_args(wanted)
 kinds = (torch.distributions.Distribution, dist.Distribution, dist.torch_distribution.TorchDistribution)
 before = [getattr(kind, "_validate_args", None) for kind in kinds]
-from ampost.estimator import Architecture, _Networks
-_Networks(Architecture(width=8, context=4, transforms=1, hidden=8), 12, 0, 2, 0)
+from ampost.estimator import Architecture, _density
+_density(Architecture(width=8, context=4, transforms=1, hidden=8), 2, 4)
 assert "sbi" in sys.modules
 refused = []
 for make in (torch.distributions.Normal, dist.Normal):
@@ -384,11 +386,11 @@ def test_sbi_samples_and_scores_what_we_hand_back(data: Experiments, trained: Es
     torch.manual_seed(0)
     drawn = posterior.sample((2_000,), x=context, show_progress_bars=False)
     assert drawn.shape == (2_000, 3)
-    ours = trained.sample(context, 2_000, seed=0)[:, 0]
+    ours = trained.sample(trained.reading(data), 2_000, seed=0)[:, 0]
     error = ours.std(0) * (2 / 2_000) ** 0.5
     assert bool(((drawn.mean(0) - ours.mean(0)).abs() < 5 * error).all())
     theirs = posterior.log_prob(drawn[:50], x=context, norm_posterior=False)
-    exact = trained.log_density(drawn[:50, None], context)[:, 0]
+    exact = trained.log_density(drawn[:50, None], trained.reading(data))[:, 0]
     torch.testing.assert_close(theirs.double(), exact, rtol=1e-4, atol=1e-4)
 
 
@@ -408,11 +410,11 @@ def test_a_channel_that_was_not_measured_gives_no_tokens(pharmacy: tuple[Model, 
 
 def test_an_untrained_network_is_invariant_too() -> None:
     torch.manual_seed(0)
-    networks = _Networks(Architecture(width=8, context=4, transforms=1, hidden=8), 5, 2, 2, 0)
+    embedding = DeepSet(token=5, conditions=2, width=8, context=4)
     features, mask = torch.randn(1, 3, 4, 5), torch.rand(1, 3, 4) < 0.7
     conditions, live = torch.randn(1, 3, 2), torch.tensor([[True, True, False]])
-    context = networks.embedding(features, mask, conditions, live)
+    context, _ = embedding(features, mask, conditions, live)
     noise = torch.where(mask[..., None] & live[..., None, None], features, 100.0)
-    torch.testing.assert_close(networks.embedding(noise, mask, conditions, live), context, **CLOSE)
+    torch.testing.assert_close(embedding(noise, mask, conditions, live)[0], context, **CLOSE)
     other = torch.where(live[..., None], conditions, -50.0)
-    torch.testing.assert_close(networks.embedding(features, mask, other, live), context, **CLOSE)
+    torch.testing.assert_close(embedding(features, mask, other, live)[0], context, **CLOSE)

@@ -220,9 +220,7 @@ def test_data_without_values_are_refused(kinetics: Model) -> None:
 
 def test_data_outside_the_design_are_not_trained_for(kinetics: Model) -> None:
     far = read(ROWS.assign(S0=50.0, time=ROWS["time"] * 9))
-    message = (
-        r"condition 'S0' is 50, the design spans 0.5 to 5; train for .*'P' is measured at 27, the design"
-    )
+    message = r"condition 'S0' is 50, the design spans 0.5 to 5; train for .*'P' is measured at 27, the design"
     with pytest.raises(EstimatorError, match=message):
         infer(kinetics, far, progress=False)
 
@@ -390,24 +388,12 @@ def test_doses_into_no_event_are_refused_by_name() -> None:
         odeint(decay, {"P": 1.0}, {"rate": 1.0}, target, events={"pulse": 1.0})  # type: ignore[dict-item]
 
 
-def test_inputs_are_refused_by_name(kinetics: Model) -> None:
+def test_what_is_no_input_is_refused_by_name() -> None:
     data = read(inputs=INPUTS)
-    with pytest.raises(UnsupportedError, match="inputs feed, which are not supported yet; leave the table"):
-        kinetics.check_data(data)
-    with pytest.raises(UnsupportedError, match=r"inputs \(feed\) are not supported yet"):
-        Design.like(data)
     with pytest.raises(OdeError, match=r"'rate' .*, expected .* write a function of t into the right-hand"):
         odeint(decay, {"P": 1.0}, {"rate": lambda t: 2 * t}, data)
     with pytest.raises(OdeError, match=r"'rate' .* has no breakpoint in some experiment; give every"):
         odeint(decay, {"P": 1.0}, {"rate": data.inputs["feed"]}, data)
-
-
-@pytest.mark.parametrize("kind", ["left", "right", "interval"])
-def test_censored_values_are_refused_by_kind(kinetics: Model, kind: str) -> None:
-    table = first(ROWS.assign(censoring="none", upper=1.0), censoring=kind)
-    message = f"channel 'P' has {kind}-censored values, whose likelihood is not supported yet; leave them out"
-    with pytest.raises(UnsupportedError, match=message):
-        kinetics.check_data(read(table))
 
 
 # ------------------------------------------------------------------------------------------ files
