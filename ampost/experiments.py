@@ -260,21 +260,23 @@ class Experiments:
         return self.conditions[name]
 
     def column(self, name: str, channel: str) -> Tensor:
-        """The covariate `name` of each measurement of `channel`, shape (..., experiment, time)."""
+        """The covariate `name` of each measurement of `channel`, shape (..., experiment, time).
+
+        It is 1 where nothing was measured: noise of no width has no gradient even there.
+        """
         if name in self.conditions:
             return self.conditions[name].expand(self.times.shape)
         held = self.channels.get(channel)
-        value = None if held is None else held.sd if name == "sd" else held.columns.get(name)
+        if held is None:
+            return torch.ones_like(self.times)
+        value = held.sd if name == "sd" else held.columns.get(name)
         if value is None:
-            have = ", ".join([*(held.columns if held else ()), *self.conditions]) or "none"
+            have = ", ".join([*held.columns, *self.conditions]) or "none"
             raise ExperimentError(
                 f"the program reads column {name!r} of channel {channel!r}; the table's columns for it are: "
                 f"{have}; add the column {name!r}, with a number in every row of {channel!r}"
             )
-        assert held is not None
-        # a number that occurs, where nothing was measured: noise of no width has no gradient even there
-        some = torch.where(held.mask, value, -torch.inf).amax()
-        return torch.where(held.mask, value, torch.where(torch.isfinite(some), some, 1.0))
+        return torch.where(held.mask, value, 1.0)
 
     def plate(self) -> ExperimentPlate:
         """Sites inside have one value per experiment; outside they are shared."""

@@ -35,6 +35,7 @@ from ampost.passes import (
     refuse_dead_odes,
     refuse_same_names,
     total,
+    watched,
 )
 from ampost.program import Program, answering, is_observation, recording
 from ampost.seeds import derive, seeded
@@ -323,9 +324,15 @@ class Model:
 
     def _sites_of(self, template: Experiments, seed: int) -> list[tuple[str, Any, bool]]:
         """Latent sites of one plain run, and whether each is local; what cannot be a model is refused."""
-        asked = Asked()
+        asked, read = Asked(), list[str]()
         with double(), seeded(seed), asked, answering(self.solver):
-            trace = pyro.poutine.trace(self.program).get_trace(template)
+            trace = pyro.poutine.trace(self.program).get_trace(watched(template, read))
+        unknown = [channel for channel in read if channel not in asked.channels]
+        if unknown:
+            raise ModelError(
+                f"the program {self.name!r} reads a column of channel {unknown[0]!r}, which it does not "
+                f"observe; it observes {', '.join(asked.channels) or 'nothing'}: correct the name"
+            )
         latents = []
         nodes: Mapping[str, Any] = trace.nodes
         for name, site in nodes.items():

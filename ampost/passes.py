@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import pyro
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ampost.bijection import Standard, bijection
 from ampost.errors import ModelError, OdeError
+from ampost.experiments import Experiments
 from ampost.ode.failures import Failure, failures
 from ampost.ode.problem import OdeProblem, Solver, Status, Trajectory
 from ampost.ode.recorded import truth
@@ -208,6 +209,17 @@ class Asked(Messenger):
                 f"of the table), or give the second one a name of its own"
             )
         self.channels.append(name)
+
+
+def watched(experiments: Experiments, read: list[str]) -> Experiments:
+    """The same record, which notes the channels whose columns are read."""
+
+    class Watched(Experiments):
+        def column(self, name: str, channel: str) -> Tensor:
+            read.append(channel)
+            return super().column(name, channel)
+
+    return Watched(**{f.name: getattr(experiments, f.name) for f in fields(experiments)})
 
 
 class Fixed(Messenger):
