@@ -30,7 +30,7 @@ def fit(
     """
     if starts < 1:
         raise ArgumentError(f"fit(starts={starts}): expected at least 1")
-    model.check_data(data)
+    data = model.prepare(data)
     began = time.monotonic()
 
     def joint(z: Tensor) -> Tensor:
@@ -83,7 +83,7 @@ def nuts(
     for name, value in (("draws", draws), ("warmup", warmup), ("chains", chains)):
         if value < 1:
             raise ArgumentError(f"nuts({name}={value}): expected at least 1")
-    model.check_data(data)
+    data = model.prepare(data)
     began = time.monotonic()
     gradients = 0
 

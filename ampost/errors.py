@@ -17,6 +17,10 @@ class TableError(AmpostError):
     """A table cannot be read as measurements: a column, row or value is wrong."""
 
 
+class UnitError(AmpostError):
+    """A unit has no meaning, or cannot be converted to the one that is wanted."""
+
+
 class ExperimentError(AmpostError):
     """A record of experiments is inconsistent, or lacks what was asked of it."""
 

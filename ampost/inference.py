@@ -93,7 +93,7 @@ def infer(
                 f"infer takes one data set, the record holds {data.batch[0]}; loop over data.split()"
             )
         data = data.at(0)
-    model.check_data(data)
+    data = model.prepare(data)
     trained = _ready(model, data, estimator, settings, seed, progress)
     began = time.monotonic()
     corrected = correct(model, data, trained, derive(seed, "correct"), budget or Budget())

@@ -39,6 +39,7 @@ from ampost.passes import (
 )
 from ampost.program import Program, answering, is_observation, recording
 from ampost.seeds import derive, seeded
+from ampost.units import converted, converted_design, refuse_meaningless
 
 CHUNK = 40_000
 
@@ -79,10 +80,14 @@ class Simulation:
 class Model:
     """A program, the design it is meant for, units by name, and who solves its ODEs.
 
+    `units` are those of states, channels, inputs, conditions, parameters and "time" as the program takes
+    them; data and design are converted to them. Where they say nothing, those of the design hold.
+
     Raises:
         ModelError: a discrete latent, data-dependent structure, no observation, a bare
             `pyro.sample(obs=)`, or a plate on the time axis.
         OdeError: no ODE can be solved past its start for any of a few prior draws.
+        UnitError: a unit without meaning, or a design in units that cannot be converted.
     """
 
     program: Program
@@ -93,6 +98,10 @@ class Model:
     _channels: list[str] = field(default_factory=list, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        refuse_meaningless(self.units)
+        adopted = {name.removeprefix("dose "): unit for name, unit in self.design.units.items()}
+        object.__setattr__(self, "units", {**adopted, **self.units})
+        object.__setattr__(self, "design", converted_design(self.design, self.units))
         self.sites(self.design.experiments[1])
 
     @property
@@ -182,6 +191,12 @@ class Model:
             failures=tuple(holding.examples),
         )
 
+    def prepare(self, data: Experiments) -> Experiments:
+        """The data in the model's units, after refusing what the program cannot score."""
+        data = converted(data, self.units)
+        self.check_data(data)
+        return data
+
     def check_data(self, data: Experiments) -> None:
         """Refuse data that the program cannot score, by channel, value and fix."""
         for name in data.channels:
@@ -204,17 +219,10 @@ class Model:
             exact = channel.mask if channel.censoring is None else channel.mask & (channel.censoring == 0)
             base = noise_of(noise)
             good = base.support.check(torch.where(exact, channel.values, torch.nan))
-            bad = (~good.reshape(channel.mask.shape) & exact).nonzero()
-            if len(bad):
-                d, e, t = bad[0].tolist()
-                value, time = float(channel.values[d, e, t]), float(known.times[d, e, t])
-                names = known.names[d] if d < len(known.names) else known.names[0]
-                raise ExperimentError(
-                    f"channel {name!r} has the value {value:g} at time {time:g} of experiment "
-                    f"{names[e] if e < len(names) else e!r}, outside the support of its noise "
-                    f"{type(base).__name__}; leave the row out, mark it as censored, or use a "
-                    f"noise that allows it"
-                )
+            _refuse_value(name, base, known, ~good.reshape(channel.mask.shape) & exact, "the value")
+            scored = run.log_likelihood[name].reshape(channel.mask.shape)
+            impossible = channel.mask & ~exact & (scored == -torch.inf)
+            _refuse_value(name, base, known, impossible, "the limit or interval")
 
     def fingerprint(self, design: Design | None = None) -> dict[str, Any]:
         """The model's behaviour: sites, channels, log joint and parameters at fixed z, 6 digits.
@@ -393,6 +401,21 @@ class Model:
                 for name, value in run.values.items():
                     values.setdefault(name, []).append(value)
         return {name: torch.stack(v) for name, v in values.items()}
+
+
+def _refuse_value(name: str, noise: Any, data: Experiments, bad: Tensor, what: str) -> None:  # noqa: ANN401
+    """Name the first of the measurements (dataset, experiment, time) that the noise makes impossible."""
+    if not bool(bad.any()):
+        return
+    d, e, t = bad.nonzero()[0].tolist()
+    values = data.channels[name].values
+    assert values is not None
+    names = data.names[d] if d < len(data.names) else data.names[0]
+    raise ExperimentError(
+        f"channel {name!r} has {what} {float(values[d, e, t]):g} at time {float(data.times[d, e, t]):g} of "
+        f"experiment {names[e] if e < len(names) else e!r}, outside the support of its noise "
+        f"{type(noise).__name__}; leave the row out, mark it as censored, or use a noise that allows it"
+    )
 
 
 def _cat(parts: list[Any]) -> Any:  # noqa: ANN401 - tensors or dicts of them

@@ -9,10 +9,12 @@ from typing import Any
 
 import pyro
 import torch
+from pyro.distributions import MaskedDistribution
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from ampost.bijection import Standard, bijection
+from ampost.censored import Censored
 from ampost.errors import ModelError, OdeError
 from ampost.experiments import Experiments
 from ampost.ode.failures import Failure, failures
@@ -266,7 +268,7 @@ def refuse_dead_odes(solved: list[tuple[OdeProblem, Trajectory]]) -> None:
 
 def noise_of(fn: Any) -> Any:  # noqa: ANN401 - a distribution
     """The noise itself, without the mask and the censoring around it."""
-    while type(fn).__name__ in {"MaskedDistribution", "Censored"}:
+    while isinstance(fn, MaskedDistribution | Censored):
         fn = fn.base_dist
     return fn
 

@@ -19,6 +19,7 @@ from pyro.poutine.runtime import effectful
 from torch import Tensor
 from torch.distributions import Distribution
 
+from ampost.censored import Censored
 from ampost.errors import ModelError, OdeError
 from ampost.experiments import Channel, Doses, Experiments, Input
 from ampost.ode.problem import Event, OdeProblem, RightHandSide, Solver, Trajectory
@@ -158,8 +159,6 @@ def observe(name: str, noise: TorchDistribution, experiments: Experiments) -> Te
     wide = noise.expand(shape)
     observed = None if channel.values is None else _inside(wide, channel)
     if channel.values is not None and channel.censoring is not None:
-        from ampost.censored import Censored
-
         wide = Censored(wide, torch.where(channel.mask, channel.censoring, 0), channel.upper)
     marked: Any = {CHANNEL: name}
     with over_experiments, over_time:

@@ -80,8 +80,15 @@ def record() -> Experiments:
 
 
 TO = {
-    **{"time": "h", "P": "g/L", "S0": "mM", "T": "K", "stirring": "1/s", "feed": "L/h"},
-    **{"S": "mM", "pulse": "L", "vmax": "mM/h"},
+    "time": "h",
+    "P": "g/L",
+    "S0": "mM",
+    "T": "K",
+    "stirring": "1/s",
+    "feed": "L/h",
+    "S": "mM",
+    "pulse": "L",
+    "vmax": "mM/h",
 }
 
 
@@ -148,7 +155,7 @@ def test_every_part_of_a_record_is_converted() -> None:
     assert now.lowest is not None
     assert bool((now.lowest == -torch.inf).all())
     assert torch.equal(now.mask, was.mask)
-    assert torch.allclose(now.columns["stirring"], was.columns["stirring"] * 2 * torch.pi / 60)
+    assert torch.allclose(now.columns["stirring"], was.columns["stirring"] / 60)
     assert after.conditions["S0"].flatten().tolist() == pytest.approx([0.1, 0.2])
     assert after.conditions["T"].flatten().tolist() == pytest.approx([293.15, 310.15])
     assert torch.allclose(after.doses.time, before.doses.time / 60)

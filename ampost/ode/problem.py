@@ -253,8 +253,11 @@ def _check_doses(problem: OdeProblem, where: str) -> None:
                 f"correct it, or set `start` of the experiments earlier"
             )
     infused = doses.mask & (duration > 0)
-    aimed = {doses.targets[int(k)] for k in doses.target[infused.expand(doses.target.shape)].unique()}
-    events = sorted(aimed & set(problem.events))
+    events = [
+        name
+        for k, name in enumerate(doses.targets)
+        if name in problem.events and truth((infused & (doses.target == k)).any())
+    ]
     if events:
         raise OdeError(
             f"a dose into the event {events[0]!r} of {where} has a duration; an event happens at once: set the "
