@@ -7,10 +7,9 @@ from typing import Any
 
 import torch
 import xarray as xr
-from pyro.infer import MCMC, NUTS
 from torch import Tensor
 
-from ampost import results
+from ampost import mcmc, results
 from ampost.errors import ArgumentError
 from ampost.experiments import Experiments
 from ampost.model import Model
@@ -85,32 +84,12 @@ def nuts(
             raise ArgumentError(f"nuts({name}={value}): expected at least 1")
     data = model.prepare(data)
     began = time.monotonic()
-    gradients = 0
-
-    energy = Potential(model, data)
-
-    def potential(given: dict[str, Tensor]) -> Tensor:
-        nonlocal gradients
-        gradients += 1
-        return energy(given["z"])
-
-    parts = []
+    looks = data.without_values()
+    starts = [model.simulate(1, derive(seed, "nuts", chain), looks).z[0] for chain in range(chains)]
     with progress_bar("NUTS", chains * (warmup + draws), progress) as bar:
-        for chain in range(chains):
-            begin = model.simulate(1, derive(seed, "nuts", chain), data.without_values()).z[0]
-            with seeded(derive(seed, "chain", chain)):
-                mcmc = MCMC(
-                    NUTS(potential_fn=potential, full_mass=True),
-                    draws,
-                    warmup_steps=warmup,
-                    initial_params={"z": begin},
-                    hook_fn=lambda *_: bar.advance(),
-                    disable_progbar=True,
-                )
-                mcmc.run()
-            parts.append(mcmc.get_samples()["z"])
+        z, gradients = mcmc.nuts(Potential(model, data), torch.stack(starts), warmup, draws, seed, bar.advance)
     said = {"seconds": time.monotonic() - began, "gradients": gradients, "computation": "nuts"}
-    tree = _tree(model, data, torch.cat(parts), said, seed, chains)
+    tree = _tree(model, data, z.flatten(0, 1), said, seed, chains)
     return results.with_effective_size(tree)
 
 

@@ -2,7 +2,7 @@
 
 Adaptation goes by the weights while they carry a covariance, else by a bridge of sequential Monte
 Carlo from the proposal; where the final round stays poor, once more from the prior, which does not
-trust the network.
+trust the network; where that is poor too, by Markov chains (NUTS) from its particles.
 """
 
 from __future__ import annotations
@@ -17,13 +17,16 @@ from ampost.errors import ArgumentError
 from ampost.estimator import Estimator
 from ampost.experiments import Experiments
 from ampost.importance import Component, Draws
-from ampost.mcmc import SmcResult, smc
+from ampost.mcmc import SmcResult, convergence, nuts, smc
 from ampost.model import Model
+from ampost.potential import Potential
+from ampost.progress import progress
 from ampost.seeds import derive
 
 ROUND = 1_000
 ROUNDS = 3
 GOOD = 0.7
+CHAINS, WARMUP = 4, 500
 
 
 @dataclass(frozen=True)
@@ -49,8 +52,8 @@ class Corrected:
     """Equally weighted draws z (draw, z) of one data set, and the final round that speaks for them.
 
     `khat` and `effective` (z,) are those of the final round; `khat_network` is that of the network's
-    draws alone. `sampled` draws are particles of sequential Monte Carlo: their effective size is not
-    known, and `complete` says whether they reached the posterior.
+    draws alone. `sampled` draws are those of Markov chains, `effective` and `rhat` are theirs, and `solves`
+    counts a gradient as one more than the number of coordinates. `rhat` is NaN where nothing was sampled.
     """
 
     z: Tensor
@@ -63,7 +66,12 @@ class Corrected:
     solves: int
     shaped_by: str
     sampled: bool = False
-    complete: bool = True
+    rhat: float = float("nan")
+
+    @property
+    def complete(self) -> bool:
+        """Whether Markov chains that were needed agree and are long enough."""
+        return not self.sampled or (self.rhat <= 1.01 and float(self.effective.min()) >= 400)
 
 
 class _Exact:
@@ -83,8 +91,10 @@ class _Exact:
         return scores.log_prior, scores.log_joint
 
 
-def correct(model: Model, data: Experiments, trained: Estimator, seed: int, budget: Budget) -> Corrected:
-    """The exact posterior of one data set from the network's proposal, or particles that say so."""
+def correct(
+    model: Model, data: Experiments, trained: Estimator, seed: int, budget: Budget, show: bool | None = None
+) -> Corrected:
+    """The exact posterior of one data set from the network's proposal, or from Markov chains that say so."""
     exact = _Exact(model, data)
     flow, prior = _flow(trained, data), _prior(model, data)
     plain = importance.draw_round(
@@ -103,20 +113,37 @@ def correct(model: Model, data: Experiments, trained: Estimator, seed: int, budg
         final = _final(proposal, exact, _rate(trial), derive(seed, "last"), budget)
         if _good(final):
             return _accepted(final, exact, khat_network, "prior", derive(seed, "equal"), budget)
+    z, effective, rhat, gradients = _by_chains(model, data, found, derive(seed, "nuts"), budget.draws, show)
     return Corrected(
-        z=found.z[: budget.draws, 0],
+        z=z,
         final=final,
         khat=float(importance.khat(final.log_weight)),
         khat_network=khat_network,
-        # the particles are correlated by their ancestry: no effective size is claimed for them
-        effective=torch.full((found.z.shape[-1],), torch.nan, dtype=torch.float64),
+        effective=effective,
         log_evidence=float(found.log_evidence),
         log_evidence_error=float("nan"),
-        solves=exact.solves,
+        solves=exact.solves + gradients * (1 + z.shape[-1]),
         shaped_by="prior",
         sampled=True,
-        complete=found.complete,
+        rhat=rhat,
     )
+
+
+def _by_chains(
+    model: Model, data: Experiments, found: SmcResult, seed: int, draws: int, show: bool | None
+) -> tuple[Tensor, Tensor, float, int]:
+    """Draws of NUTS from the particles `found`, their effective sizes, largest R-hat, and gradients spent."""
+    alive = found.z[torch.isfinite(found.log_joint[:, 0]), 0]
+    if len(alive) < CHAINS:  # no parameters explain the data at all: there is nothing to sample
+        unknown = torch.full((found.z.shape[-1],), torch.nan, dtype=torch.float64)
+        return found.z[:draws, 0], unknown, float("nan"), 0
+    starts = alive[torch.linspace(0, len(alive) - 1, CHAINS).long()]
+    each = max(500, -(-draws // CHAINS))
+    with progress("no proposal carries the weights: NUTS", CHAINS * (WARMUP + each), show) as bar:
+        chains, gradients = nuts(Potential(model, data), starts, WARMUP, each, seed, bar.advance)
+    rhat, effective = convergence(chains)
+    z = chains.flatten(0, 1)
+    return z[torch.linspace(0, len(z) - 1, draws).long()], effective, float(rhat.max()), gradients
 
 
 def _adapt(

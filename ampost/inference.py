@@ -96,7 +96,7 @@ def infer(
     data = model.prepare(data)
     trained = _ready(model, data, estimator, settings, seed, progress)
     began = time.monotonic()
-    corrected = correct(model, data, trained, derive(seed, "correct"), budget or Budget())
+    corrected = correct(model, data, trained, derive(seed, "correct"), budget or Budget(), progress)
     seconds = time.monotonic() - began
     reported = results.report(model, data, corrected.z, seed)
     log_joint = reported.scores.log_joint[:, 0]
@@ -110,6 +110,7 @@ def infer(
         "log_evidence": corrected.log_evidence,
         "log_evidence_error": corrected.log_evidence_error,
         "point_estimate": _point(model, data, trained),
+        "rhat": corrected.rhat,
         "effective_size": _by_parameter(model, data, corrected.effective),
     }
     if optimum:
@@ -213,16 +214,19 @@ def _verdict(
 def _computation(corrected: Corrected) -> tuple[str, str]:
     """The computation's label and the sentence behind it."""
     smallest = float(corrected.effective.min())
-    if corrected.sampled and not corrected.complete:
-        return "failed", (
-            "Neither weights nor sequential Monte Carlo reached the posterior; use baselines.nuts, or "
-            "look for regions of the prior where the ODE fails."
-        )
     if corrected.sampled:
-        return "sampled", (
-            f"No proposal carried the weights (k-hat {corrected.khat:.2f} at the end), so these are "
-            f"particles of sequential Monte Carlo from the prior: their effective size is not known; "
-            f"compare with baselines.nuts before you rely on them."
+        chains = f"largest R-hat {corrected.rhat:.3f}, smallest effective size {smallest:.0f}"
+        why = f"No proposal carried the weights (k-hat {corrected.khat:.2f} at the end)"
+        if corrected.complete:
+            return "sampled", f"{why}, so these draws are from four Markov chains (NUTS): {chains}."
+        if corrected.rhat != corrected.rhat:
+            return "failed", (
+                f"{why}, and no particle has a finite likelihood: no parameters under the prior explain these "
+                f"data; look at check(model, data), and for regions of the prior where the ODE fails."
+            )
+        return "failed", (
+            f"{why}, and the four Markov chains (NUTS) from there do not agree or are too short: {chains}; "
+            f"try baselines.nuts with more draws, a tighter prior, or fewer parameters."
         )
     said = (
         f"k-hat {corrected.khat:.2f} (network alone {corrected.khat_network:.2f}), smallest effective "

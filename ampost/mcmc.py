@@ -1,7 +1,7 @@
-"""Batched sampling where weights fail: sequential Monte Carlo along a path of densities, moves by pCN.
+"""Sampling where weights fail: sequential Monte Carlo along a path of densities, and Pyro's NUTS.
 
-Particles pass from a reference q to the posterior along q^(1-b) x joint^b; each step in b keeps half
-of the effective size. With the prior as reference it does not trust the network.
+Particles pass from a reference q to the posterior along q^(1-b) x joint^b, moved by pCN; each step in b
+keeps half of the effective size. With the prior as reference it does not trust the network.
 """
 
 from __future__ import annotations
@@ -10,10 +10,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from arviz_stats.base import array_stats  # type: ignore[attr-defined]
+from pyro.infer import MCMC, NUTS
 from torch import Tensor
 
 from ampost.importance import Draws, equally_weighted, kish, move, weighted_moments
-from ampost.seeds import derive
+from ampost.seeds import derive, seeded
 
 Path = Callable[[Tensor], tuple[Tensor, Tensor]]
 
@@ -86,3 +88,50 @@ def _next_power(gain: Tensor, power: Tensor) -> Tensor:
         low, high = torch.where(good, middle, low), torch.where(good, high, middle)
     step = torch.maximum(low, power + 1e-9)
     return torch.where(done, 1.0, step).clamp(max=1.0)
+
+
+def nuts(
+    potential: Callable[[Tensor], Tensor],
+    starts: Tensor,
+    warmup: int,
+    draws: int,
+    seed: int,
+    advance: Callable[[], None] = lambda: None,
+) -> tuple[Tensor, int]:
+    """Pyro's NUTS from each of `starts` (chain, z), one after another: z (chain, draw, z), gradients spent.
+
+    `potential(z)` is -log joint at z (z,); `advance` is called after each step.
+    """
+    gradients = 0
+
+    def counted(given: dict[str, Tensor]) -> Tensor:
+        nonlocal gradients
+        gradients += 1
+        return potential(given["z"])
+
+    parts = []
+    for chain, start in enumerate(starts):
+        with seeded(derive(seed, "chain", chain)):
+            sampler = MCMC(
+                NUTS(potential_fn=counted, full_mass=True),
+                draws,
+                warmup_steps=warmup,
+                initial_params={"z": start},
+                hook_fn=lambda *_: advance(),
+                disable_progbar=True,
+            )
+            sampler.run()
+        parts.append(sampler.get_samples()["z"])
+    return torch.stack(parts), gradients
+
+
+def convergence(z: Tensor) -> tuple[Tensor, Tensor]:
+    """Rank-normalised R-hat, and the smaller of bulk and tail effective size, of chains (chain, draw, z)."""
+    axes = {"chain_axis": 0, "draw_axis": 1}
+    columns = z.movedim(-1, 0).numpy()
+    sizes = [
+        [array_stats.ess(c, method=kind, prob=(0.05, 0.95), **axes) for kind in ("bulk", "tail")]
+        for c in columns
+    ]
+    rhat = torch.tensor([float(array_stats.rhat(c, **axes)) for c in columns], dtype=torch.float64)
+    return rhat, torch.tensor(sizes, dtype=torch.float64).amin(1)
