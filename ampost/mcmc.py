@@ -129,9 +129,7 @@ def convergence(z: Tensor) -> tuple[Tensor, Tensor]:
     """Rank-normalised R-hat, and the smaller of bulk and tail effective size, of chains (chain, draw, z)."""
     axes = {"chain_axis": 0, "draw_axis": 1}
     columns = z.movedim(-1, 0).numpy()
-    sizes = [
-        [array_stats.ess(c, method=kind, prob=(0.05, 0.95), **axes) for kind in ("bulk", "tail")]
-        for c in columns
-    ]
+    bulk = [array_stats.ess(c, method="bulk", **axes) for c in columns]
+    tail = [array_stats.ess(c, method="tail", prob=(0.05, 0.95), **axes) for c in columns]
     rhat = torch.tensor([float(array_stats.rhat(c, **axes)) for c in columns], dtype=torch.float64)
-    return rhat, torch.tensor(sizes, dtype=torch.float64).amin(1)
+    return rhat, torch.tensor([bulk, tail], dtype=torch.float64).amin(0)
