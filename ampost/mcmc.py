@@ -128,8 +128,11 @@ def nuts(
 def convergence(z: Tensor) -> tuple[Tensor, Tensor]:
     """Rank-normalised R-hat, and the smaller of bulk and tail effective size, of chains (chain, draw, z)."""
     axes = {"chain_axis": 0, "draw_axis": 1}
-    columns = z.movedim(-1, 0).numpy()
-    bulk = [array_stats.ess(c, method="bulk", **axes) for c in columns]
-    tail = [array_stats.ess(c, method="tail", prob=(0.05, 0.95), **axes) for c in columns]
-    rhat = torch.tensor([float(array_stats.rhat(c, **axes)) for c in columns], dtype=torch.float64)
-    return rhat, torch.tensor([bulk, tail], dtype=torch.float64).amin(0)
+
+    def each(of: Callable[..., object], **kind: object) -> Tensor:
+        """One number per coordinate."""
+        return torch.tensor([float(of(c, **axes, **kind)) for c in z.movedim(-1, 0).numpy()]).double()  # type: ignore[arg-type]
+
+    bulk = each(array_stats.ess, method="bulk")
+    tail = each(array_stats.ess, method="tail", prob=(0.05, 0.95))
+    return each(array_stats.rhat), torch.minimum(bulk, tail)
