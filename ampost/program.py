@@ -21,8 +21,9 @@ from torch.distributions import Distribution
 
 from ampost.censored import Censored
 from ampost.errors import ModelError, OdeError
-from ampost.experiments import Channel, Doses, Experiments, Input
+from ampost.experiments import INTERVAL, Channel, Doses, Experiments, Input
 from ampost.ode.problem import Event, OdeProblem, RightHandSide, Solver, Trajectory
+from ampost.ode.recorded import truth
 from ampost.ode.solvers import default
 
 CHANNEL = "ampost_channel"
@@ -159,7 +160,9 @@ def observe(name: str, noise: TorchDistribution, experiments: Experiments) -> Te
     wide = noise.expand(shape)
     observed = None if channel.values is None else _inside(wide, channel)
     if channel.values is not None and channel.censoring is not None:
-        wide = Censored(wide, torch.where(channel.mask, channel.censoring, 0), channel.upper)
+        codes = torch.where(channel.mask, channel.censoring, 0)
+        if truth((codes != 0).any()):
+            wide = Censored(wide, codes, channel.upper if truth((codes == INTERVAL).any()) else None)
     marked: Any = {CHANNEL: name}
     with over_experiments, over_time:
         value: Tensor = pyro.sample(name, wide.mask(channel.mask), obs=observed, infer=marked)
