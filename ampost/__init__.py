@@ -20,6 +20,7 @@ _HOMES = {
     "DosePlan": "plans",
     "InputPlan": "plans",
     "read_table": "tables",
+    "read_nonmem": "nonmem",
     "Compiled": "ode.compiled",
     "Eager": "ode.eager",
     "failures": "ode.failures",
@@ -40,6 +41,8 @@ _HOMES = {
     "Architecture": "estimator",
     "calibrate": "calibration",
     "compare": "comparison",
+    "check": "checking",
+    "predict": "prediction",
     "summary": "results",
     "Verdict": "results",
 }

@@ -97,7 +97,7 @@ class Design:
             cut = (self.start + (self.horizon - self.start) * cut)[..., None]
             groups = [list(self.channels)] if self.together else [[n] for n in self.channels]
             grids = [plans.draw_times(self.channels[g[0]], shape) for g in groups]
-            times = torch.cat([t for t, _ in grids], -1)
+            times = torch.cat([t for t, _ in grids], -1).clamp(max=self.horizon)
             masks: dict[str, Tensor] = {}
             for index, group in enumerate(groups):
                 for name in group:

@@ -226,8 +226,12 @@ class Experiments:
         conditions: Mapping[str, Any] | None = None,
         doses: Doses | None = None,
         inputs: Mapping[str, Input] | None = None,
+        names: Iterable[str] | None = None,
     ) -> Experiments:
-        """Experiments to be looked at in every channel at `times` (experiment, time), without values."""
+        """Experiments to be looked at in every channel at `times` (experiment, time), without values.
+
+        They are named "1", "2", ... where `names` does not name them.
+        """
         grid = torch.as_tensor(times, dtype=torch.float64)
         if grid.dim() != 2:
             raise ExperimentError(f"times have shape {tuple(grid.shape)}, expected (experiment, time)")
@@ -244,7 +248,7 @@ class Experiments:
             inputs=Signals(inputs or {}),
             live=torch.ones(count, dtype=torch.bool),
             after_dose=torch.zeros_like(mask),
-            names=(tuple(str(k + 1) for k in range(count)),),
+            names=(tuple(str(k + 1) for k in range(count)) if names is None else _named(names, count),),
         )
 
     def __getitem__(self, name: str) -> Tensor:
@@ -319,17 +323,55 @@ class Experiments:
         return mapped(self, lambda t: t.reshape((1,) * dims + t.shape))
 
     def at(self, index: Any) -> Experiments:  # noqa: ANN401 - any index of the leading axes
-        """The record at `index` of its leading axis."""
+        """The record at `index` of its leading axis; one data set is without padding."""
         picked = mapped(self, lambda t: t[index])
-        if isinstance(index, int) and len(self.datasets) == self.times.shape[0]:
-            return replace(picked, names=(self.names[index],), datasets=(self.datasets[index],))
-        return picked
+        if not isinstance(index, int):
+            return picked
+        named = len(self.datasets) == self.times.shape[0]
+        one = self.names[index] if len(self.names) == self.times.shape[0] else self.names[0]
+        whole = replace(picked, names=(one,), datasets=(self.datasets[index],) if named else self.datasets)
+        return _without_padding(whole)
 
     def split(self) -> list[Experiments]:
         """One record per data set, without a batch axis."""
         if not self.batch:
             return [self]
         return [self.at(k) for k in range(self.batch[0])]
+
+
+def _named(names: Iterable[str], count: int) -> tuple[str, ...]:
+    given = tuple(names)
+    if len(given) != count or len(set(given)) != count:
+        raise ExperimentError(f"names are {given}, expected {count} different ones, one per row of times")
+    return given
+
+
+def _without_padding(record: Experiments) -> Experiments:
+    """One data set without experiments, times, doses and breakpoints that only fill up."""
+    live = record.live
+    if not bool(live.any()):
+        return record
+    kept = [name for name, there in zip(record.names[0], live.tolist(), strict=False) if there]
+    if not bool(live.all()):
+        record = replace(mapped(record, lambda t: t[live]), names=(tuple(kept),))
+
+    def last(masks: Iterable[Tensor], least: int) -> int:
+        """The width that holds everything that is there."""
+        there = [mask.any(0).nonzero() for mask in masks]
+        return max([least, *(int(index.max()) + 1 for index in there if len(index))])
+
+    def cut(part: Record, width: int) -> Record:
+        return mapped(part, lambda t: t[:, :width])
+
+    times = last((c.mask for c in record.channels.values()), 1)
+    return replace(
+        record,
+        times=record.times[:, :times],
+        after_dose=record.after_dose[:, :times],
+        channels={name: cut(channel, times) for name, channel in record.channels.items()},
+        doses=cut(record.doses, last([record.doses.mask], 0)),
+        inputs=Signals({name: cut(s, last([s.mask], 1)) for name, s in record.inputs.items()}),
+    )
 
 
 def no_doses(experiments: int, batch: tuple[int, ...] = ()) -> Doses:

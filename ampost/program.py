@@ -7,6 +7,7 @@ handlers off.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -137,11 +138,17 @@ def replaying(solved: list[tuple[OdeProblem, Trajectory]]) -> Solver:
     def answer(problem: OdeProblem) -> Trajectory:
         given = (*problem.initial.values(), *problem.parameters.values())
         shape = torch.broadcast_shapes(problem.experiments.times.shape, *(v.shape for v in given))
-        stored = torch.cat(states[problem.name]).reshape(*shape, len(names[problem.name]))
-        failed = torch.cat(status[problem.name]).reshape(shape[:-1])
+        stored = _again(states[problem.name], (*shape, len(names[problem.name])))
+        failed = _again(status[problem.name], shape[:-1])
         return Trajectory(problem.experiments.times, stored, failed, names[problem.name])
 
     return answer
+
+
+def _again(parts: list[Tensor], shape: tuple[int, ...]) -> Tensor:
+    """Chunks end to end, in `shape`; what depends on no draw is the same for all of them."""
+    joined = torch.cat(parts)
+    return joined.reshape(shape) if joined.numel() == math.prod(shape) else parts[0].expand(shape)
 
 
 def observe(name: str, noise: TorchDistribution, experiments: Experiments) -> Tensor | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from ampost.experiments import Experiments
+from ampost.experiments import CENSORING, Channel, Experiments
 from ampost.model import Model, Scores
 from ampost.passes import idle
 from ampost.program import recording, replaying
@@ -53,7 +54,10 @@ def build(
     importance: Mapping[str, Tensor] | None = None,
     chains: int = 1,
 ) -> xr.DataTree:
-    """The result of one data set: equally weighted draws z (draw, z) and what is reported of them."""
+    """The result of one data set: equally weighted draws z (draw, z) and what is reported of them.
+
+    `model_of` gives back the model for as long as the result lives in this process.
+    """
     scores = reported.scores
     masks = {name: data.channels[name].mask.reshape(-1).numpy() for name in scores.pointwise}
     coords, dims, places = _coordinates(model, data)
@@ -82,25 +86,40 @@ def build(
     # apart, since a parameter per experiment has one log prior
     by_site = {n: _chained(v[:, 0], chains) for n, v in scores.site_log_prior.items()}
     tree["log_prior"] = arviz_base.from_dict({"log_prior": by_site})["log_prior"]
+    tree["unconstrained_posterior"] = xr.DataTree(
+        xr.Dataset({"z": (("chain", "draw", "z_dim"), _chained(z, chains))}, _draws(len(z), chains))
+    )
+    if censored := _censoring(data):
+        tree["censoring"] = xr.DataTree(
+            xr.Dataset(censored, {f"{n}_id": coords[f"{n}_id"] for n in masks if f"{n}_censoring" in censored})
+        )
     for node in tree.children.values():
         here = {k: v for k, v in places.items() if v[0] in node.dims}
         node.dataset = node.to_dataset().assign_coords(here)
-    for name, unit in model.units.items():
-        if name in tree["posterior"]:
-            tree["posterior"][name].attrs["units"] = unit
     tree["constant_data"] = xr.DataTree(
         xr.Dataset(
             {k: (("experiment",), v[:, 0].numpy()) for k, v in data.conditions.items()},
             coords={"experiment": list(data.names[0])},
         )
     )
+    _with_units(tree, {**data.units, **model.units})
     if importance is not None:
         names = {"z": ("sample", "z_dim"), "component": ("sample",)}
         tree["importance_samples"] = xr.DataTree(
             xr.Dataset({k: (names.get(k, ("sample",)), v.numpy()) for k, v in importance.items()})
         )
     tree["fit"] = xr.DataTree(_fit_dataset(fit))
+    _MODELS[id(tree)] = model
+    weakref.finalize(tree, _MODELS.pop, id(tree), None)
     return tree
+
+
+_MODELS: dict[int, Model] = {}
+
+
+def model_of(result: xr.DataTree) -> Model | None:
+    """The model that gave `result` in this process; None for one that comes from a file or was copied."""
+    return _MODELS.get(id(result))
 
 
 def _coordinates(
@@ -122,6 +141,45 @@ def _coordinates(
         places[f"{name}_time"] = (f"{name}_id", data.times[mask].numpy())
         places[f"{name}_experiment"] = (f"{name}_id", experiments)
     return coords, dims, places
+
+
+WITH_UNITS = ("posterior", "prior", "observed_data", "posterior_predictive", "constant_data")
+
+
+def _with_units(tree: xr.DataTree, units: Mapping[str, str]) -> None:
+    """Set the attribute `units` of what has one: parameters, channels, conditions and times."""
+    for group, node in tree.children.items():
+        dataset = node.to_dataset()
+        for name in dataset.data_vars if group in WITH_UNITS else ():
+            if str(name) in units:
+                dataset[name].attrs["units"] = units[str(name)]
+        for name in dataset.coords:
+            if str(name).endswith("_time") and "time" in units:
+                dataset[name].attrs["units"] = units["time"]
+        node.dataset = dataset
+
+
+def _censoring(data: Experiments) -> dict[str, Any]:
+    """How the rows of each channel with censored ones are censored, and where their intervals end."""
+    out: dict[str, Any] = {}
+    meaning = ", ".join(f"{code} {word}" for code, word in enumerate(CENSORING))
+    for name, channel in data.channels.items():
+        if has_censored(channel):
+            assert channel.censoring is not None
+            codes = channel.censoring[channel.mask].numpy()
+            out[f"{name}_censoring"] = ((f"{name}_id",), codes, {"meaning": meaning})
+            if channel.upper is not None:
+                out[f"{name}_upper"] = ((f"{name}_id",), channel.upper[channel.mask].numpy())
+    return out
+
+
+def has_censored(channel: Channel) -> bool:
+    """Whether any measurement of a channel is censored."""
+    return channel.censoring is not None and bool((channel.censoring[channel.mask] != 0).any())
+
+
+def _draws(count: int, chains: int) -> dict[str, Any]:
+    return {"chain": np.arange(chains), "draw": np.arange(count // chains)}
 
 
 def _observed(data: Experiments, name: str) -> np.ndarray[Any, Any]:
@@ -189,8 +247,9 @@ def with_effective_size(result: xr.DataTree) -> xr.DataTree:
 
 
 def summary(result: xr.DataTree) -> pd.DataFrame:
-    """Per parameter: MAP, mean, sd, 90 % interval, effective size."""
-    rows = {}
+    """Per parameter: unit (where any is known), MAP, mean, sd, 90 % interval, effective size."""
+    rows: dict[str, dict[str, float]] = {}
+    units: dict[str, str] = {}
     for name in result["posterior"].data_vars:
         drawn = values(result, "posterior", name)
         wide = drawn.reshape(drawn.shape[0] * drawn.shape[1], -1)
@@ -198,10 +257,13 @@ def summary(result: xr.DataTree) -> pd.DataFrame:
             column = wide[:, k]
             low, high = np.quantile(column, [0.05, 0.95])
             label = str(name) if wide.shape[1] == 1 else f"{name}[{k}]"
+            units[label] = result[f"posterior/{name}"].attrs.get("units", "")
             rows[label] = {"mean": column.mean(), "sd": column.std(), "5 %": low, "95 %": high}
     table = pd.DataFrame.from_dict(rows, orient="index")
     table.insert(0, "MAP", table.index.map(scalars(result, "map_z")))
     table["ESS"] = table.index.map(scalars(result, "effective_size"))
+    if any(units.values()):
+        table.insert(0, "unit", table.index.map(units))
     return table
 
 

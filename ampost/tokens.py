@@ -55,6 +55,7 @@ class Scaling:
 
 def scaling_of(channels: tuple[str, ...], design: Design, data: Experiments) -> Scaling:
     """Shift and scale from simulated data and the design; logarithmic where all values are positive."""
+    channels = tuple(name for name in channels if name in data.channels)
     logarithmic, shift, scale = [], [], []
     for name in channels:
         channel = data.channels[name]

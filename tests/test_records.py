@@ -17,8 +17,11 @@ from torch import Tensor
 
 from ampost import Design, Doses, Experiments, Input, Model, Potential, between, observe, odeint
 from ampost.bank import build
+from ampost.errors import ExperimentError
 from ampost.estimator import Architecture, Layout, _Networks
 from ampost.experiments import INTERVAL, LEFT, RIGHT, Signals
+from ampost.results import report
+from ampost.stacking import stack
 from ampost.tokens import scaling_of, tokens
 
 TIMES = torch.tensor([[0.5, 1.0, 1.0, 2.0, 2.0, 3.5], [0.5, 1.0, 2.0, 2.0, 3.0, 4.0]], dtype=torch.float64)
@@ -237,3 +240,35 @@ def test_inputs_of_a_bank_are_interpolated_between_their_breakpoints(model: Mode
     assert theirs is not None
     mask = looks.channels["C"].mask
     torch.testing.assert_close(mine[mask], theirs[mask], rtol=1e-4, atol=1e-4)
+
+
+def test_one_data_set_of_several_has_no_padding() -> None:
+    small = Experiments.on([[0.0, 1.0]], ["C"], {"C0": [1.0]}, names=["only"])
+    small = small.with_values({"C": small.times})
+    big = record()
+    with pytest.raises(ExperimentError, match=r"some data sets have 'sd' .* in every row or in none"):
+        stack([small, big])
+    beside = {"sd": small.times + 1, "columns": {"depth": small.times}}
+    one, two = stack([channel(**{k: lambda _, v=v: v for k, v in beside.items()})(small), big]).split()  # type: ignore[misc]
+    assert one.names == (("only",),)
+    assert one.times.shape == (1, 2)
+    assert one.doses.time.shape == (1, 0)
+    assert torch.equal(two.times, big.times)
+    assert torch.equal(two.doses.amount, big.doses.amount)
+    assert torch.equal(two.inputs["feed"].value, big.inputs["feed"].value)
+    with pytest.raises(ExperimentError, match=r"names are .*, expected 2 different ones"):
+        Experiments.on(TIMES, ["C"], names=["a", "a"])
+
+
+def test_an_ode_that_reads_no_parameter_is_reported_too() -> None:
+    def known(experiments: Experiments) -> None:
+        sigma = pyro.sample("sigma", between(0.05, 0.2))
+        y = odeint(fed, {"C": experiments["C0"]}, {"k": 0.5, "feed": 0.1}, experiments)
+        observe("C", dist.Normal(y.C, sigma), experiments)
+
+    looks = Experiments.on([[0.0, 1.0, 2.0]], ["C"], {"C0": [1.0]})
+    data = looks.with_values({"C": torch.tensor([[1.0, 0.7, 0.5]]).double()})
+    model = Model(known, Design.like(data))
+    reported = report(model, data, torch.zeros(50, 1, dtype=torch.float64), seed=0)
+    assert reported.predicted["C"].shape == (50, 1, 3)
+    assert bool(torch.isfinite(reported.log_likelihood_replicated).all())
