@@ -1,22 +1,37 @@
-"""The command line. `--help`, `--version` and `info` load neither torch nor sbi."""
+"""The command line. `--help`, `--version`, `info`, `models` and `new` load neither torch nor sbi.
+
+Exit codes: 0 done; 1 bad input, said in one line; 2 wrong usage; 3 done and written, but the
+computation of a posterior failed, as its verdict says.
+"""
 
 from __future__ import annotations
 
+import re
 import sys
+import warnings
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ampost import __version__
 from ampost.errors import AmpostError
 
+if TYPE_CHECKING:
+    from ampost.experiments import Experiments
+    from ampost.model import Model
+    from ampost.programs import Source
+
+FAILED = 3
+
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="Amortized inference for ODE models.",
+    epilog="Exit codes: 0 done, 1 bad input, 2 wrong usage, 3 done, but the verdict says that it failed.",
 )
 
 LIBRARIES = (
@@ -29,7 +44,54 @@ LIBRARIES = (
     "arviz-base",
     "xarray",
     "pandas",
+    "pint",
 )
+
+Files = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="FILE.py DATA.csv", help="The model (this runs the file), and the data."),
+]
+ModelName = Annotated[
+    str | None,
+    typer.Option("--model", help="In place of FILE.py: a zoo model, or path/to/file.py:name (which runs it)."),
+]
+Conditions = Annotated[str | None, typer.Option(help="Table of conditions: experiment, then one column each.")]
+DosesTable = Annotated[str | None, typer.Option("--doses", help="Table: experiment, time, amount, target.")]
+InputsTable = Annotated[str | None, typer.Option("--inputs", help="Table: experiment, input, time, value.")]
+By = Annotated[list[str] | None, typer.Option(help="A column whose values are separate data sets.")]
+Columns = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--column", metavar="HEADER=NAME", help="A header of the table and what it means: 'Zeit=time'."
+    ),
+]
+Limits = Annotated[
+    list[str] | None,
+    typer.Option("--limit", metavar="NAME=LOW:HIGH", help="Limits of detection, as in P=0.05 or P=0.05:20."),
+]
+Out = Annotated[Path | None, typer.Option(help="Folder for the results (default: MODEL-results).")]
+Seed = Annotated[int, typer.Option(help="Same seed, same machine, same result.")]
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a command was given: the model's name, a table of data, and a result."""
+
+    model: str
+    data: str | None = None
+    result: str | None = None
+
+
+@dataclass(frozen=True)
+class Tables:
+    """Further tables beside the data, and how the columns are meant."""
+
+    conditions: str | None
+    doses: str | None
+    inputs: str | None
+    by: list[str] | None
+    columns: list[str] | None
+    limits: list[str] | None
 
 
 def _version(show: bool) -> None:
@@ -59,34 +121,284 @@ def info() -> None:
 
 
 @app.command()
+def models() -> None:
+    """The models of the zoo, to use by --model. Example: ampost models"""
+    from ampost import programs
+
+    found = programs.listed()
+    width = max(len(model.name) for model in found)
+    for model in found:
+        typer.echo(f"{model.name:{width}}  {model.words}{' Has data.' if model.has_data else ''}")
+
+
+@app.command()
+def new(
+    name: Annotated[str, typer.Argument(help="Name of the two files: letters, digits and _.")],
+    folder: Annotated[Path, typer.Option(help="Where to write them.")] = Path(),
+) -> None:
+    """Write a commented model file and a table that run as they are. Example: ampost new growth"""
+    from ampost.starting import start
+
+    for path in start(name, folder):
+        typer.echo(f"wrote {path}")
+    where = folder / name
+    typer.echo(f"next: ampost check {where}.py {where}.csv")
+
+
+@app.command()
+def check(
+    files: Files = None,
+    model: ModelName = None,
+    conditions: Conditions = None,
+    doses: DosesTable = None,
+    inputs: InputsTable = None,
+    by: By = None,
+    column: Columns = None,
+    limit: Limits = None,
+    out: Out = None,
+    seed: Seed = 0,
+) -> None:
+    """Does the model fit the table, before any training? Example: ampost check growth.py growth.csv"""
+    given = _given(files, model)
+    source, built, data = _ready(given, Tables(conditions, doses, inputs, by, column, limit))
+    from ampost import programs
+    from ampost.checking import check as checked
+    from ampost.reporting import folders, opened, picture
+
+    folder = opened(_out(out, source))
+    for label, record in folders(_in_units(data, built)).items():
+        with programs.telling(source.path):
+            told = checked(built, record, seed=seed)
+        typer.echo(f"Data set {record.datasets[0]}\n{told}" if label else str(told))
+        typer.echo(f"wrote {picture(told.figure, folder / label / 'check.png')}")
+
+
+@app.command()
+def infer(
+    files: Files = None,
+    model: ModelName = None,
+    conditions: Conditions = None,
+    doses: DosesTable = None,
+    inputs: InputsTable = None,
+    by: By = None,
+    column: Columns = None,
+    limit: Limits = None,
+    out: Out = None,
+    seed: Seed = 0,
+    estimator: Annotated[
+        Path | None,
+        typer.Option(help="Trained estimator: loaded if it is there, else trained and saved there."),
+    ] = None,
+    simulations: Annotated[int, typer.Option(min=1, help="ODE solves to train from.")] = 20_000,
+    seconds: Annotated[float, typer.Option(min=1.0, help="Most seconds of training.")] = 200.0,
+    draws: Annotated[int, typer.Option(min=1, help="Posterior draws.")] = 1_000,
+) -> None:
+    """The posterior, in a folder. Example: ampost infer growth.py growth.csv --out growth-results
+
+    It writes draws (posterior.nc), summary.csv, verdict.json and pictures; of several data sets, one
+    folder each. The estimator is kept in estimator.ampost: with --estimator it answers at once.
+    """
+    given = _given(files, model)
+    source, built, data = _ready(given, Tables(conditions, doses, inputs, by, column, limit))
+    from ampost import programs, reporting
+    from ampost.correction import Budget
+    from ampost.inference import Settings
+    from ampost.inference import infer as inferred
+    from ampost.training import Schedule
+
+    settings = Settings(simulations=simulations, schedule=Schedule(seconds=seconds))
+    folder = reporting.opened(_out(out, source))
+    if estimator is None:
+        estimator = folder / "estimator.ampost"
+        estimator.unlink(missing_ok=True)  # of an earlier call, perhaps of another model
+    reporting.write_data(data, folder)
+    failed, results = False, {}
+    for label, record in reporting.folders(_in_units(data, built)).items():
+        with programs.telling(source.path):
+            result = inferred(built, record, estimator, seed, Budget(draws=draws), settings)
+        results[record.datasets[0]] = result
+        typer.echo(f"\nData set {record.datasets[0]}\n" if label else "")
+        failed |= _shown(result, built, record, folder / label)
+    if len(results) > 1:
+        typer.echo(f"wrote {reporting.write_summaries(results, folder)}")
+    typer.echo(f"the estimator is {estimator}; use it for more data by --estimator {estimator}")
+    if failed:
+        raise typer.Exit(FAILED)
+
+
+@app.command()
+def predict(
+    files: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="FILE.py RESULT.nc",
+            help="The model (this runs the file), and the posterior.nc of ampost infer.",
+        ),
+    ] = None,
+    model: ModelName = None,
+    times: Annotated[
+        str | None, typer.Option(help="start:stop:step, or 0,1,2.5 (default: up to the end of the design).")
+    ] = None,
+    conditions: Conditions = None,
+    doses: DosesTable = None,
+    inputs: InputsTable = None,
+    out: Annotated[Path | None, typer.Option(help="Folder (default: that of RESULT.nc).")] = None,
+    name: Annotated[str, typer.Option(help="Name of the files written.")] = "predictions",
+    draws: Annotated[int, typer.Option(min=1, help="Posterior draws to predict from.")] = 1_000,
+    seed: Seed = 0,
+) -> None:
+    """Bands at other times, or for the experiments of new tables. Example:
+    ampost predict growth.py growth-results/posterior.nc --conditions new.csv --times 0:24:0.1
+
+    Without --conditions, --doses and --inputs the experiments are those of the data.
+    """
+    given = _given(files, model, result=True)
+    assert given.result is not None
+    from ampost import asking, programs, reporting
+    from ampost.prediction import predict as predicted
+
+    result, source = reporting.read(given.result), programs.load(given.model)
+    asked = bool(conditions or doses or inputs)
+    data, fitted = None, None
+    if programs.needs_data(source) or not asked:
+        data, fitted = reporting.data_of(given.result)
+    built = programs.model_of(source, data)
+    grid = asking.grid(times, built.design)
+    looks = asking.looks(conditions, doses, inputs, built) if asked or fitted is None else fitted
+    with programs.telling(source.path):
+        told = predicted(result, _in_units(looks, built), grid, built, seed, draws)
+    folder = out or Path(given.result).parent
+    for path in reporting.write_prediction(told, None if asked else fitted, folder, name):
+        typer.echo(f"wrote {path}")
+
+
+@app.command()
+def simulate(
+    files: Files = None,
+    model: ModelName = None,
+    conditions: Conditions = None,
+    doses: DosesTable = None,
+    inputs: InputsTable = None,
+    by: By = None,
+    column: Columns = None,
+    limit: Limits = None,
+    out: Out = None,
+    count: Annotated[int, typer.Option(min=1, help="Data sets to simulate.")] = 1,
+    seed: Seed = 0,
+) -> None:
+    """Simulated data sets and their true parameters. Example: ampost simulate --model sir_influenza --count 3
+
+    Without data the experiments are drawn from the design of the model, else they are those of the (first)
+    data set.
+    """
+    given = _given(files, model)
+    from ampost import programs, reporting
+
+    source = programs.load(given.model)
+    data = _read(given, Tables(conditions, doses, inputs, by, column, limit)) if given.data else None
+    like = programs.data_of(source) if data is None and source.own else data
+    built = programs.model_of(source, like)
+    looks = None if data is None else _in_units(data, built).split()[0]
+    with programs.telling(source.path):
+        drawn = built.simulate(count, seed, looks)
+    for path in reporting.write_simulation(drawn, built, _out(out, source) / "simulated"):
+        typer.echo(f"wrote {path}")
+
+
+@app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("ampost-demo"),
-    seed: Annotated[int, typer.Option(help="Same seed, same machine, same result.")] = 0,
+    seed: Seed = 0,
     simulations: Annotated[int, typer.Option(help="ODE solves to train from.")] = 20_000,
     seconds: Annotated[float, typer.Option(help="Most seconds of training.")] = 110.0,
 ) -> None:
     """Hare and lynx, from nothing to a corrected posterior. Example: ampost demo --out demo"""
     from ampost.correction import Budget
-    from ampost.inference import Settings, infer
-    from ampost.reporting import write
-    from ampost.results import summary
+    from ampost.inference import Settings
+    from ampost.inference import infer as inferred
     from ampost.training import Schedule
     from ampost.zoo import lotka_volterra
 
-    data, model = lotka_volterra.data(), lotka_volterra.model()
+    data, built = lotka_volterra.data(), lotka_volterra.model()
     settings = Settings(simulations=simulations, schedule=Schedule(seconds=seconds))
-    result = infer(model, data, seed=seed, budget=Budget(draws=4_000), settings=settings)
+    result = inferred(built, data, seed=seed, budget=Budget(draws=4_000), settings=settings)
+    if _shown(result, built, data, out):
+        raise typer.Exit(FAILED)
+
+
+def _shown(result: object, built: Model, data: Experiments, folder: Path) -> bool:
+    """Print and write a result; whether its computation failed."""
+    import xarray as xr
+
+    from ampost.reporting import write
+    from ampost.results import summary
+
+    assert isinstance(result, xr.DataTree)
     typer.echo(summary(result).to_string(float_format=lambda x: f"{x:.4g}"))
     typer.echo("")
     typer.echo(result["fit"]["verdict"].item())
-    for path in write(result, model, data, out):
+    for path in write(result, built, data, folder):
         typer.echo(f"wrote {path}")
+    return bool(result["fit"]["computation"].item() == "failed")
+
+
+def _given(files: list[str] | None, model: str | None, result: bool = False) -> Given:
+    """The files by what they are: .py the model, .nc the result, the other one the data."""
+    given = files or []
+    programs = [file for file in given if re.search(r"\.py(:\w+)?$", file)]
+    results = [file for file in given if file.endswith(".nc")]
+    tables = [file for file in given if file not in (*programs, *results)]
+    programs += [model] if model else []
+    if len(programs) != 1:
+        had = f"there are {len(programs)}: {', '.join(programs)}" if programs else "there is none"
+        raise typer.BadParameter(f"give one model, as FILE.py or by --model; {had}")
+    if len(results) != int(result):
+        raise typer.BadParameter(f"expected {int(result)} result (posterior.nc), there are {len(results)}")
+    if len(tables) > 1:
+        raise typer.BadParameter(f"expected one table of data, there are {len(tables)}: {', '.join(tables)}")
+    return Given(programs[0], tables[0] if tables else None, results[0] if results else None)
+
+
+def _ready(given: Given, tables: Tables) -> tuple[Source, Model, Experiments]:
+    """The source, the data of the table (else the source's own) as they are, and the model."""
+    from ampost import programs
+
+    source = programs.load(given.model)
+    data = _read(given, tables) if given.data else programs.data_of(source)
+    return source, programs.model_of(source, data), data
+
+
+def _read(given: Given, tables: Tables) -> Experiments:
+    from ampost import asking
+    from ampost.tables import read_table
+
+    assert given.data is not None
+    return read_table(
+        given.data,
+        tables.conditions,
+        tables.doses,
+        tables.inputs,
+        by=tables.by,
+        columns=asking.columns(tables.columns or []),
+        limits=asking.limits(tables.limits or []),
+    )
+
+
+def _in_units(data: Experiments, built: Model) -> Experiments:
+    from ampost.units import converted
+
+    return converted(data, built.units)
+
+
+def _out(out: Path | None, source: Source) -> Path:
+    return Path(f"{source.label}-results") if out is None else out
 
 
 def main() -> None:
     """Run the command line; an error of ampost is one line and exit code 1."""
+    warnings.formatwarning = lambda message, *rest, **more: f"ampost: warning: {message}\n"
     try:
         app()
-    except AmpostError as error:
+    except (AmpostError, OSError) as error:
         typer.echo(f"ampost: {error}", err=True)
         sys.exit(1)

@@ -311,7 +311,10 @@ def train_estimator(
     context fades to zero at 70 % of the schedule. Batch k is a function of (seed, k).
     """
     if len(bank) < 2 * batch:
-        raise EstimatorError(f"the bank has {len(bank)} rows, a batch needs {batch}; simulate more rows")
+        raise EstimatorError(
+            f"the bank has {len(bank)} rows, expected at least {2 * batch}: a batch of {batch} to train on and "
+            f"one to validate; simulate more, or make the batch smaller"
+        )
     sizes = architecture or Architecture()
     held_out = max(batch, min(2_000, len(bank) // 10))
     shown = _batch(model, bank, torch.arange(held_out), derive(seed, "validation"))

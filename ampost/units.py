@@ -169,7 +169,8 @@ def converted_design(design: Design, units: Mapping[str, str]) -> Design:
     Raises:
         UnitError: a unit without meaning, or of another dimension.
     """
-    wanted = {name: units.get(name.removeprefix("dose "), unit) for name, unit in design.units.items()}
+    targets = {f"dose {plan.target}": plan.target for plan in design.doses}
+    wanted = {name: units.get(targets.get(name, name), unit) for name, unit in design.units.items()}
     scales = {name: scale(unit, wanted[name], name) for name, unit in design.units.items()}
 
     def change(name: str, value: float) -> float:

@@ -233,7 +233,7 @@ def test_training_learns(data: Experiments, tiny: Estimator, trained: Estimator)
 
 
 def test_too_small_a_bank_is_refused_by_number(kinetics: Model) -> None:
-    with pytest.raises(EstimatorError, match="bank has 50 rows, a batch needs 64; simulate more"):
+    with pytest.raises(EstimatorError, match="bank has 50 rows, expected at least 128: a batch of 64"):
         train(kinetics, replace(TINY, simulations=50), progress=False)
 
 

@@ -5,9 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+from ampost.design import Design
 from ampost.errors import UnitError
 from ampost.experiments import Channel, Doses, Experiments, Input
-from ampost.units import assumed, converted, meaning, refuse_meaningless, scale
+from ampost.units import assumed, converted, converted_design, meaning, refuse_meaningless, scale
 
 PAIRS = [
     ("mg/l", "g/L", 1e-3, 0.0),
@@ -231,3 +232,20 @@ def test_a_meaningless_unit_of_the_data_or_the_model_is_named() -> None:
         converted(replace(record(), units={"P": "florps"}), {"P": "g/L"})
     with pytest.raises(UnitError, match="unit of 'vmax' is 'florps'"):
         converted(record(), TO | {"vmax": "florps"})
+
+
+def test_the_design_around_data_is_converted_as_the_data_are() -> None:
+    after = converted_design(Design.like(record()), TO)
+    like = Design.like(converted(record(), TO))
+    assert after.units == like.units
+    assert after.horizon == pytest.approx(like.horizon)
+    assert after.conditions["S0"] == pytest.approx(like.conditions["S0"])
+    assert after.channels["P"].times == pytest.approx(like.channels["P"].times)
+    assert [plan.amount for plan in after.doses] == [pytest.approx(plan.amount) for plan in like.doses]
+
+
+def test_a_design_keeps_units_that_the_model_does_not_state() -> None:
+    design = Design.like(replace(record(), units={"P": "mg/L", "T": "°C"}))
+    after = converted_design(design, {"P": "g/L"})
+    assert after.units == {"P": "g/L", "T": "°C"}
+    assert after.conditions == design.conditions
