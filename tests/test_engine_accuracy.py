@@ -35,7 +35,7 @@ from ampost import (
     answering,
     odeint,
 )
-from ampost.zoo import ecoli
+from ampost.zoo import ecoli_fed_batch as ecoli
 from ampost.zoo.lotka_volterra import predation
 from ampost.zoo.michaelis_menten import kinetics
 

@@ -33,7 +33,7 @@ from ampost import (
 from ampost.errors import OdeError
 from ampost.ode import compiled
 from ampost.ode.problem import Trajectory
-from ampost.zoo import ecoli
+from ampost.zoo import ecoli_fed_batch as ecoli
 
 __all__ = ["double"]
 

@@ -15,7 +15,23 @@ import pytest
 import torch
 from torch import Tensor
 
-from ampost import Design, Doses, Experiments, Input, Model, Potential, between, observe, odeint
+from ampost import (
+    Budget,
+    Design,
+    Doses,
+    Experiments,
+    Input,
+    Looks,
+    Model,
+    Potential,
+    Schedule,
+    Settings,
+    between,
+    infer,
+    observe,
+    odeint,
+    train,
+)
 from ampost.bank import build
 from ampost.errors import ExperimentError
 from ampost.estimator import Architecture, Layout, _Networks
@@ -272,3 +288,37 @@ def test_an_ode_that_reads_no_parameter_is_reported_too() -> None:
     reported = report(model, data, torch.zeros(50, 1, dtype=torch.float64), seed=0)
     assert reported.predicted["C"].shape == (50, 1, 3)
     assert bool(torch.isfinite(reported.log_likelihood_replicated).all())
+
+
+def test_parameters_per_experiment_take_any_number_of_experiments() -> None:
+    """Their density is one for all experiments: two to four in training, three in the data, in any order."""
+
+    def grown(experiments: Experiments) -> None:
+        mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+        with experiments.plate():
+            own = pyro.sample("own", dist.Normal(mean, 0.5))
+        observe("C", dist.Normal(own + 0 * experiments.times, 0.3), experiments)
+
+    look = Looks((0.0, 1.0, 2.0), (2, 4))
+    model = Model(grown, Design({"C": look}, {}, (2, 4), horizon=2.5))
+    settings = Settings(simulations=3_000, schedule=Schedule(steps=500))
+    estimator = train(model, settings, seed=0, progress=False)
+    looks = Experiments.on([[0.0, 1.0, 2.0]] * 3, ["C"], names=["a", "b", "c"])
+    values = torch.tensor([[0.9, 1.1, 1.0], [0.1, -0.1, 0.0], [2.0, 2.2, 1.8]]).double()
+    data = looks.with_values({"C": values})
+    z = estimator.sample(estimator.reading(data), 4_000, seed=1)
+    own = model.parameters(z, data)["own"][:, 0]
+    # closed form: a conjugate hierarchy with known spreads, 3 values of sd 0.3 each
+    weight = 0.5**2 / (0.5**2 + 0.3**2 / 3)
+    spread = 0.5**2 + 0.3**2 / 3
+    mean = float(values.mean(1).sum() / spread / (1 + 3 / spread))
+    exact = weight * values.mean(1) + (1 - weight) * mean
+    assert float((own.mean(0) - exact).abs().max()) < 0.1
+    result = infer(model, data, estimator, budget=Budget(effective_size=1_000), progress=False)
+    assert result["fit/computation"].item() in {"trusted", "corrected"}
+    found = torch.tensor(result["posterior/own"].mean(("chain", "draw")).values)
+    torch.testing.assert_close(found, exact, atol=0.03, rtol=0)
+    assert list(result["posterior/own"]["experiment"].values) == ["a", "b", "c"]
+    swapped = data.map(lambda tensor: tensor.flip(0))
+    back = estimator.log_density(z[..., [0, 3, 2, 1]], estimator.reading(swapped))
+    torch.testing.assert_close(back, estimator.log_density(z, estimator.reading(data)), atol=1e-4, rtol=1e-4)

@@ -21,7 +21,13 @@ from ampost.model import Model
 from ampost.program import observe, odeint
 from ampost.tables import read_table
 
-UNITS = {"time": "year", "hare": "1000 pelts", "lynx": "1000 pelts"}
+UNITS = {
+    "time": "year",
+    **dict.fromkeys(("hare", "lynx", "hare0", "lynx0"), "1000 pelts"),
+    **dict.fromkeys(("birth", "death"), "1/year"),
+    **dict.fromkeys(("hunt", "gain"), "1/year/(1000 pelts)"),
+    **dict.fromkeys(("hare_error", "lynx_error"), "1"),
+}
 
 
 def predation(t: Any, y: Any, p: Any) -> Mapping[str, Any]:  # noqa: ANN401

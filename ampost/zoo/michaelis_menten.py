@@ -15,7 +15,11 @@ from ampost.model import Model
 from ampost.plans import Looks
 from ampost.program import observe, odeint
 
-UNITS = {"time": "min", "S": "mM", "P": "mM", "vmax": "mM/min", "km": "mM", "sigma": "mM"}
+UNITS = {
+    "time": "min",
+    **dict.fromkeys(("S", "P", "S0", "km", "sigma"), "mM"),
+    "vmax": "mM/min",
+}
 
 
 def kinetics(t: Any, y: Any, p: Any) -> Mapping[str, Any]:  # noqa: ANN401

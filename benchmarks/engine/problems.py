@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ampost.zoo.ecoli import FITTED as ECOLI
+from ampost.zoo.ecoli_fed_batch import FITTED as ECOLI
 
 Array = np.ndarray[Any, Any]
 Slopes = Callable[[Any, Any, Any], Sequence[Any]]
