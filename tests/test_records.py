@@ -301,7 +301,8 @@ def test_parameters_per_experiment_take_any_number_of_experiments() -> None:
 
     look = Looks((0.0, 1.0, 2.0), (2, 4))
     model = Model(grown, Design({"C": look}, {}, (2, 4), horizon=2.5))
-    settings = Settings(simulations=3_000, schedule=Schedule(steps=500))
+    small = Architecture(width=32, context=16, transforms=2, hidden=24)
+    settings = Settings(simulations=2_000, schedule=Schedule(steps=400), batch=128, architecture=small)
     estimator = train(model, settings, seed=0, progress=False)
     looks = Experiments.on([[0.0, 1.0, 2.0]] * 3, ["C"], names=["a", "b", "c"])
     values = torch.tensor([[0.9, 1.1, 1.0], [0.1, -0.1, 0.0], [2.0, 2.2, 1.8]]).double()
