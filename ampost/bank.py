@@ -18,7 +18,7 @@ from ampost.model import Model
 from ampost.ode.edges import signal_at
 from ampost.ode.failures import Failure, reasons
 from ampost.ode.problem import OdeProblem, Rows, Solver, Trajectory, flatten
-from ampost.passes import Holding
+from ampost.passes import Holding, idle
 from ampost.program import recording
 from ampost.progress import progress
 from ampost.seeds import derive
@@ -152,11 +152,15 @@ def _joined(parts: list[Experiments]) -> Experiments:
 
 def _chunk(model: Model, count: int, seed: int) -> Bank:
     protocols = model.design.draw_protocols(count, derive(seed, "protocols"))
-    dense, after = _grid(model, protocols)
+    first = torch.full((*protocols.live.shape, 1), model.design.start, dtype=torch.float64)
+    early = replace(protocols, times=first, after_dose=first.bool() & False)
+    with recording() as asked:
+        z = model.simulate_at(None, early, derive(seed, "z"), solver=idle).z
+    dense, after = _grid(model, _edges(model, protocols, [problem for problem, _ in asked.solved]))
     looks = replace(protocols, times=dense, after_dose=after)
     holding = Holding(model.solver, hold=False)
     with recording() as record:
-        drawn = model.simulate_at(None, looks, derive(seed, "z"), solver=holding)
+        drawn = model.simulate_at(z, looks, derive(seed, "z"), solver=holding)
     good = ~holding.failed((count, 1))[:, 0]
     tracks = {}
     for problem, trajectory in record.solved:
@@ -171,22 +175,20 @@ def _chunk(model: Model, count: int, seed: int) -> Bank:
     )
 
 
-def _grid(model: Model, protocols: Experiments) -> tuple[Tensor, Tensor]:
+def _grid(model: Model, edges: Tensor) -> tuple[Tensor, Tensor]:
     """Knots per experiment: evenly spaced, dense near the start, and both sides of every edge.
 
-    Edges are doses, ends of infusions and breakpoints of inputs; after each there are further knots, fewer
-    where there are many edges.
+    After each edge (draw, experiment, edge) there are further knots, fewer where there are many edges.
     """
     start, end = model.design.start, model.design.horizon
     even = torch.linspace(0.0, 1.0, 2 * GRID // 3, dtype=torch.float64)
     early = torch.logspace(-5, -1, GRID // 3, dtype=torch.float64)
     base = start + (end - start) * torch.cat([even, early])
-    shape = tuple(protocols.live.shape)
-    knots = base.expand(*shape, len(base))
-    edges = _edges(protocols, start, end)
+    knots = base.expand(*edges.shape[:-1], len(base))
     if not edges.shape[-1]:
         knots = knots.sort(-1).values
         return knots, torch.zeros_like(knots, dtype=torch.bool)
+    edges = edges.clamp(start, end)
     after_each = early[:: max(4, edges.shape[-1] // 10)]
     near = (edges[..., None] + (end - start) * after_each).flatten(-2).clamp(max=end)
     both = torch.cat([knots, near, edges, edges], -1)
@@ -195,16 +197,26 @@ def _grid(model: Model, protocols: Experiments) -> tuple[Tensor, Tensor]:
     return both.gather(-1, order), after.gather(-1, order).bool()
 
 
-def _edges(protocols: Experiments, start: float, end: float) -> Tensor:
-    """Times (draw, experiment, edge) at which a slope or a state jumps, within the horizon."""
-    doses = protocols.doses
-    time = torch.where(doses.mask, doses.time, start)
-    parts = [time, torch.where(doses.mask, doses.time + doses.duration, start)] if time.shape[-1] else []
-    for signal in protocols.inputs.values():
-        parts.append(torch.where(signal.mask, signal.time, start))
-    if not parts:
-        return torch.zeros(*protocols.live.shape, 0, dtype=torch.float64)
-    return torch.cat(parts, -1).clamp(start, end)
+def _edges(model: Model, protocols: Experiments, asked: list[OdeProblem]) -> Tensor:
+    """Times (draw, experiment, edge) at which a slope or a state jumps: doses, as the program gives them to
+    its ODEs, ends of infusions, breakpoints of inputs."""
+    start, shape = model.design.start, tuple(protocols.live.shape)
+
+    def per_experiment(time: Tensor) -> Tensor:
+        """(draw, 1, ..., experiment, dose), where plates of the program's own may stand, flat."""
+        full = time.expand(shape[0], *time.shape[1:-2], shape[1], time.shape[-1])
+        return full.reshape(shape[0], -1, shape[1], time.shape[-1]).movedim(1, 2).flatten(2)
+
+    parts = [torch.zeros(*shape, 0, dtype=torch.float64)]
+    for problem in asked:
+        doses = problem.doses
+        if not doses.time.shape[-1]:
+            continue
+        for time in (doses.time, doses.time + doses.duration):
+            known = torch.where(doses.mask, time, start)
+            parts.append(per_experiment(known.reshape(*(1,) * (4 - known.dim()), *known.shape)))
+    parts += [torch.where(s.mask, s.time, start) for s in protocols.inputs.values()]
+    return torch.cat(parts, -1)
 
 
 def _slopes(flat: Rows, states: Tensor) -> Tensor:

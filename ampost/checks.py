@@ -12,7 +12,7 @@ def misfit(observed: Tensor, replicated: Tensor) -> float:
     `observed` and `replicated` (draw,) hold the discrepancy of data and of replicate per draw;
     p = (1 + #{replicated >= observed}) / (n + 1).
     """
-    good = torch.isfinite(observed) & torch.isfinite(replicated)
+    good = ~(torch.isnan(observed) | torch.isnan(replicated))  # what is impossible is infinitely large
     number = int(good.sum())
     return float((1 + (replicated[good] >= observed[good]).sum()) / (number + 1))
 

@@ -2,7 +2,7 @@
 
 Adaptation goes by the weights while they carry a covariance, else by a bridge of sequential Monte
 Carlo from the proposal; where the final round stays poor, once more from the prior, which does not
-trust the network; where that is poor too, by Markov chains (NUTS) from its particles.
+trust the network; where that is poor too, by many Markov chains from its particles.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from ampost.errors import ArgumentError
 from ampost.estimator import Estimator
 from ampost.experiments import Experiments
 from ampost.importance import Component, Draws
-from ampost.mcmc import SmcResult, convergence, nuts, smc
+from ampost.mcmc import SmcResult, convergence, hmc, smc
 from ampost.model import Model
-from ampost.potential import Potential
 from ampost.progress import progress
 from ampost.seeds import derive
 
 ROUND = 1_000
 ROUNDS = 3
 GOOD = 0.7
-CHAINS, WARMUP = 4, 500
+CHAINS, WARMUP, LENGTHS = 64, 30, (50, 100, 200, 400, 800)
+RHAT, LEAST = 1.01, 400
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Corrected:
     @property
     def complete(self) -> bool:
         """Whether Markov chains that were needed agree and are long enough."""
-        return not self.sampled or (self.rhat <= 1.01 and float(self.effective.min()) >= 400)
+        return not self.sampled or (self.rhat <= RHAT and float(self.effective.min()) >= LEAST)
 
 
 class _Exact:
@@ -120,7 +120,7 @@ def correct(
         khat=float(importance.khat(final.log_weight)),
         khat_network=khat_network,
         effective=effective,
-        log_evidence=float(found.log_evidence),
+        log_evidence=float(found.log_evidence) if found.complete else float("nan"),
         log_evidence_error=float("nan"),
         solves=exact.solves + gradients * (1 + z.shape[-1]),
         shaped_by="prior",
@@ -132,18 +132,44 @@ def correct(
 def _by_chains(
     model: Model, data: Experiments, found: SmcResult, seed: int, draws: int, show: bool | None
 ) -> tuple[Tensor, Tensor, float, int]:
-    """Draws of NUTS from the particles `found`, their effective sizes, largest R-hat, and gradients spent."""
+    """Draws of Markov chains from the particles `found`, effective sizes, largest R-hat, gradients spent.
+
+    Where the chains do not agree yet, longer ones go on from where they are.
+    """
     alive = found.z[torch.isfinite(found.log_joint[:, 0]), 0]
-    if len(alive) < CHAINS:  # no parameters explain the data at all: there is nothing to sample
+    if not len(alive):  # no parameters explain the data at all: there is nothing to sample
         unknown = torch.full((found.z.shape[-1],), torch.nan, dtype=torch.float64)
         return found.z[:draws, 0], unknown, float("nan"), 0
+    spent, z = 0, alive
     starts = alive[torch.linspace(0, len(alive) - 1, CHAINS).long()]
-    each = max(500, -(-draws // CHAINS))
-    with progress("no proposal carries the weights: NUTS", CHAINS * (WARMUP + each), show) as bar:
-        chains, gradients = nuts(Potential(model, data), starts, WARMUP, each, seed, bar.advance)
-    rhat, effective = convergence(chains)
-    z = chains.flatten(0, 1)
-    return z[torch.linspace(0, len(z) - 1, draws).long()], effective, float(rhat.max()), gradients
+    with progress(
+        "no proposal carries the weights: Markov chains", sum(WARMUP + n for n in LENGTHS), show
+    ) as bar:
+        for attempt, length in enumerate(LENGTHS):
+            # in coordinates where the draws so far are round, few steps make a long way
+            mean, factor = _round(z)
+            u = torch.linalg.solve_triangular(factor, (starts - mean).T, upper=False).T
+
+            def joint(at: Tensor, mean: Tensor = mean, factor: Tensor = factor) -> Tensor:
+                return model.log_joint((mean + at @ factor.T)[:, None], data)[:, 0]
+
+            drawn, gradients = hmc(joint, u, WARMUP, length, derive(seed, attempt), bar.advance)
+            chains = mean + drawn @ factor.T
+            starts, z = chains[:, -1], chains.flatten(0, 1)
+            spent += gradients * CHAINS
+            rhat, effective = convergence(chains)
+            if float(rhat.max()) <= RHAT and float(effective.min()) >= LEAST:
+                break
+    return z[torch.linspace(0, len(z) - 1, draws).long()], effective, float(rhat.max()), spent
+
+
+def _round(z: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and scale of draws (draw, z); those of the prior where they are too few to tell."""
+    size = z.shape[-1]
+    if len(z) < 2 * size:
+        return torch.zeros(size, dtype=z.dtype), torch.eye(size, dtype=z.dtype)
+    mean, factor = importance.weighted_moments(z[:, None], torch.zeros(len(z), 1, dtype=z.dtype))
+    return mean[0], factor[0]
 
 
 def _adapt(

@@ -93,7 +93,11 @@ class Design:
         """The observer's half: fresh times, masks and what stands beside them, without values."""
         with seeded(seed):
             shape = tuple(protocols.live.shape)
-            cut = torch.where(torch.rand(shape) < self.cut, 0.3 + 0.7 * torch.rand(shape), torch.inf)
+            cut = torch.where(
+                torch.rand(shape) < self.cut,
+                outside.SHORTEST + (1 - outside.SHORTEST) * torch.rand(shape),
+                torch.inf,
+            )
             cut = (self.start + (self.horizon - self.start) * cut)[..., None]
             groups = [list(self.channels)] if self.together else [[n] for n in self.channels]
             grids = [plans.draw_times(self.channels[g[0]], shape) for g in groups]
@@ -131,10 +135,15 @@ class Design:
             if name not in self.channels
         ]
         for record in data.split():
-            here = outside.in_number(self.experiments, record) + outside.in_conditions(self.conditions, record)
+            columns = {column for look in self.channels.values() for column in look.columns}
+            here = outside.in_number(self.experiments, record)
+            here += outside.in_conditions(self.conditions, record, columns)
             for name, look in self.channels.items():
-                if name in record.channels:
-                    here += outside.in_looks(name, look, record, self.horizon)
+                here += outside.in_looks(name, look, record, self.horizon)
+            if bool(record.after_dose.any()) and not self.after_dose:
+                here.append("some looks come after a dose at the same time, in the design none does")
+            if float(record.times.min()) < self.start:
+                here.append(f"times begin at {float(record.times.min()):.4g}, the design at {self.start:.4g}")
             here += outside.in_doses(self.doses, record) + outside.in_inputs(self.inputs, record)
             said = [f"data set {record.datasets[0]!r}: {sentence}; {REMEDY}" for sentence in here]
             found += dict.fromkeys(s for s in said if s not in found)
@@ -144,22 +153,27 @@ class Design:
         """The design in words."""
         low, high = self.experiments
 
-        def span(ends: Range) -> str:
-            return f"{ends[0]:.4g}" if ends[0] == ends[1] else f"{ends[0]:.4g} to {ends[1]:.4g}"
+        def span(ends: Range, name: str) -> str:
+            said = f"{ends[0]:.4g}" if ends[0] == ends[1] else f"{ends[0]:.4g} to {ends[1]:.4g}"
+            return f"{said} {self.units[name]}" if name in self.units else said
 
-        lines = [
-            f"Design: {low if low == high else f'{low} to {high}'} experiment(s) up to t = {self.horizon:.4g}."
-        ]
+        end = span((self.horizon, self.horizon), "time")
+        lines = [f"Design: {low if low == high else f'{low} to {high}'} experiment(s) up to t = {end}."]
         for name, look in self.channels.items():
             said = [f"{look.rows[0]} to {look.rows[1]} times, moved by half a gap"]
             said += [f"up to {look.replicates[1]} replicates"] if look.replicates[1] > 1 else []
-            further = {"sd": look.sd, **look.columns, "below": look.lowest, "above": look.highest}
-            said += [f"{key} {span(ends)}" for key, ends in further.items() if ends is not None]
-            said += [f"known to {span(look.width)}"] if look.width is not None else []
+            further = {"sd": look.sd, "lower limit of detection": look.lowest}
+            further |= {"upper limit of detection": look.highest, "in intervals of": look.width}
+            said += [f"{key} {span(ends, name)}" for key, ends in further.items() if ends is not None]
+            said += [f"{key} {span(ends, key)}" for key, ends in look.columns.items()]
             lines.append(f"  {name}: {', '.join(said)}")
-        lines += [f"  {name}: {span(ends)}" for name, ends in self.conditions.items()]
+        lines += [f"  {name}: {span(ends, name)}" for name, ends in self.conditions.items()]
         for plan in self.doses:
-            lines.append(f"  dose into {plan.target} at {span(plan.time)}: {span(plan.amount)}")
+            often = plan.presence[1] - plan.presence[0]
+            lines.append(
+                f"  dose into {plan.target} at {span(plan.time, 'time')}: "
+                f"{span(plan.amount, f'dose {plan.target}')}" + (f", in {often:.0%}" if often < 1 else "")
+            )
         for name, signal in self.inputs.items():
             number = len(signal.times)
             lines.append(

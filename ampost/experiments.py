@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypeVar, cast
 
+import numpy as np
 import torch
 from pyro.poutine.broadcast_messenger import BroadcastMessenger
 from pyro.poutine.indep_messenger import IndepMessenger
@@ -70,19 +71,24 @@ class Channel:
     def seen(self, values: Tensor, counts: bool = False) -> Channel:
         """What is reported of true `values`: beyond the limits of detection a limit, or an interval.
 
-        An interval lies at random around its value, so that its likelihood is the probability of it;
-        that of `counts` has whole ends. The random numbers are torch's.
+        An interval lies at random around its value, so that its likelihood is the probability of it; it ends
+        at the limits, and that of `counts` has whole ends. The random numbers are torch's.
         """
         zero = torch.zeros_like(self.mask, dtype=torch.long).expand(values.shape)
         if self.lowest is None and self.highest is None and self.width is None:
             return replace(self, values=values, censoring=None, upper=None)
         told, code, upper = values, zero, None
         if self.width is not None:
-            wide = (self.width > 0).expand(values.shape)
+            width = self.width.floor() if counts else self.width
+            wide = (width > 0).expand(values.shape)
             place = torch.rand_like(values)
-            back = (place * (self.width + 1)).floor() if counts else place * self.width
+            back = (place * (width + 1)).floor() if counts else place * width
             told = torch.where(wide, values - back, told)
-            upper = torch.where(wide, told + self.width, 0.0)
+            upper = torch.where(wide, told + width, 0.0)
+            if self.lowest is not None:
+                told = torch.where(wide, torch.maximum(told, self.lowest), told)
+            if self.highest is not None:
+                upper = torch.where(wide, torch.minimum(upper, self.highest), upper)
             code = torch.where(wide, INTERVAL, code)
         for limit, sign, kind in ((self.lowest, 1, LEFT), (self.highest, -1, RIGHT)):
             if limit is not None:
@@ -139,10 +145,8 @@ class Doses:
     @classmethod
     def at(cls, times: Any, amounts: Any, target: str, durations: Any = 0.0) -> Doses:  # noqa: ANN401
         """Doses into one target at `times` (dose,) or (experiment, dose); the rest broadcasts to them."""
-        time = torch.atleast_2d(torch.as_tensor(times, dtype=torch.float64))
-        amount, duration = (
-            torch.as_tensor(v, dtype=torch.float64).expand(time.shape) for v in (amounts, durations)
-        )
+        time = torch.atleast_2d(_numbers("dose times", times))
+        amount, duration = _like(time, {"amounts": amounts, "durations": durations}, "times")
         return cls(
             time, amount, duration, torch.zeros_like(time).long(), torch.ones_like(time).bool(), (target,)
         )
@@ -179,8 +183,9 @@ class Input:
     @classmethod
     def at(cls, times: Any, values: Any, linear: bool = False) -> Input:  # noqa: ANN401
         """A signal with breakpoints at `times` (breakpoint,) or (experiment, breakpoint)."""
-        time = torch.atleast_2d(torch.as_tensor(times, dtype=torch.float64))
-        value = torch.as_tensor(values, dtype=torch.float64).expand(time.shape)
+        time, value = (torch.atleast_2d(_numbers(n, v)) for n, v in (("times", times), ("values", values)))
+        time = time.expand_as(value) if time.shape[-1] == value.shape[-1] and len(time) == 1 else time
+        (value,) = _like(time, {"values": value}, "times")
         return cls(time, value, torch.ones_like(time).bool(), linear)
 
 
@@ -232,7 +237,9 @@ class Experiments:
 
         They are named "1", "2", ... where `names` does not name them.
         """
-        grid = torch.as_tensor(times, dtype=torch.float64)
+        if isinstance(channels, str):
+            raise ExperimentError(f"channels are the text {channels!r}, expected a list: [{channels!r}]")
+        grid = _numbers("times", times)
         if grid.dim() != 2:
             raise ExperimentError(f"times have shape {tuple(grid.shape)}, expected (experiment, time)")
         count = grid.shape[0]
@@ -241,8 +248,7 @@ class Experiments:
             times=grid,
             channels={name: Channel(mask) for name in channels},
             conditions={
-                name: torch.as_tensor(value, dtype=torch.float64).reshape(-1, 1).expand(count, 1)
-                for name, value in (conditions or {}).items()
+                name: _per_experiment(name, value, count) for name, value in (conditions or {}).items()
             },
             doses=no_doses(count) if doses is None else doses,
             inputs=Signals(inputs or {}),
@@ -305,6 +311,14 @@ class Experiments:
 
         Channels in `counts` hold whole numbers.
         """
+        for name, channel in self.channels.items():
+            given = values.get(name)
+            if given is None or given.shape[-2:] != channel.mask.shape[-2:]:
+                shape = "none" if given is None else f"of shape {tuple(given.shape)}"
+                grid = (self.count, self.times.shape[-1])
+                raise ExperimentError(
+                    f"the values of channel {name!r} are {shape}, expected (..., experiment, time) = (..., *{grid})"
+                )
         batch = next(iter(values.values())).shape[:-2] if values else self.batch
         grown = self.expand(batch)
         return replace(grown, channels={k: c.seen(values[k], k in counts) for k, c in grown.channels.items()})
@@ -337,6 +351,39 @@ class Experiments:
         if not self.batch:
             return [self]
         return [self.at(k) for k in range(self.batch[0])]
+
+
+def _numbers(what: str, values: Any) -> Tensor:  # noqa: ANN401 - whatever numpy or torch take
+    """Numbers as float64."""
+    try:
+        plain = values if isinstance(values, Tensor) else np.asarray(values, dtype=np.float64)
+        return torch.as_tensor(plain, dtype=torch.float64)
+    except (TypeError, ValueError) as error:
+        raise ExperimentError(f"the {what} are {values!r}, expected numbers in rows of one length") from error
+
+
+def _like(time: Tensor, values: Mapping[str, Any], what: str) -> list[Tensor]:
+    """Values that broadcast to `time`."""
+    out = []
+    for name, value in values.items():
+        numbers = _numbers(name, value)
+        try:
+            out.append(numbers.expand(time.shape))
+        except RuntimeError as error:
+            raise ExperimentError(
+                f"{name} have shape {tuple(numbers.shape)} and {what} {tuple(time.shape)}; give one of {name} "
+                f"for each of {what}, or one for all"
+            ) from error
+    return out
+
+
+def _per_experiment(name: str, value: Any, count: int) -> Tensor:  # noqa: ANN401
+    numbers = _numbers(f"values of condition {name!r}", value).reshape(-1, 1)
+    if len(numbers) not in (1, count):
+        raise ExperimentError(
+            f"condition {name!r} has {len(numbers)} values for {count} experiment(s); give one, or one for each"
+        )
+    return numbers.expand(count, 1)
 
 
 def _named(names: Iterable[str], count: int) -> tuple[str, ...]:

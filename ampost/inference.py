@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ampost import bank as banks
 from ampost import checks, results
-from ampost.correction import Budget, Corrected, correct
+from ampost.correction import CHAINS, GOOD, Budget, Corrected, correct
 from ampost.errors import EstimatorError, ExperimentError
 from ampost.estimator import QUANTILES, Architecture, Estimator, train_estimator
 from ampost.experiments import Experiments
@@ -216,16 +216,18 @@ def _computation(corrected: Corrected) -> tuple[str, str]:
     smallest = float(corrected.effective.min())
     if corrected.sampled:
         chains = f"largest R-hat {corrected.rhat:.3f}, smallest effective size {smallest:.0f}"
-        why = f"No proposal carried the weights (k-hat {corrected.khat:.2f} at the end)"
+        why = f"No proposal carried the weights (k-hat {corrected.khat:.2f}, too small an effective size)"
+        if corrected.khat >= GOOD:
+            why = f"No proposal carried the weights (k-hat {corrected.khat:.2f} at the end)"
         if corrected.complete:
-            return "sampled", f"{why}, so these draws are from four Markov chains (NUTS): {chains}."
+            return "sampled", f"{why}, so these draws are from {CHAINS} Markov chains: {chains}."
         if corrected.rhat != corrected.rhat:
             return "failed", (
                 f"{why}, and no particle has a finite likelihood: no parameters under the prior explain these "
                 f"data; look at check(model, data), and for regions of the prior where the ODE fails."
             )
         return "failed", (
-            f"{why}, and the four Markov chains (NUTS) from there do not agree or are too short: {chains}; "
+            f"{why}, and the {CHAINS} Markov chains from there do not agree or are too short: {chains}; "
             f"try baselines.nuts with more draws, a tighter prior, or fewer parameters."
         )
     said = (

@@ -1,11 +1,13 @@
-"""Sampling where weights fail: sequential Monte Carlo along a path of densities, and Pyro's NUTS.
+"""Sampling where weights fail: sequential Monte Carlo, Hamiltonian Monte Carlo in batches, Pyro's NUTS.
 
 Particles pass from a reference q to the posterior along q^(1-b) x joint^b, moved by pCN; each step in b
-keeps half of the effective size. With the prior as reference it does not trust the network.
+keeps half of the effective size. With the prior as reference it does not trust the network. Many chains that
+start from the particles cost little more than one, since their gradients are one batched call.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -14,7 +16,7 @@ from arviz_stats.base import array_stats  # type: ignore[attr-defined]
 from pyro.infer import MCMC, NUTS
 from torch import Tensor
 
-from ampost.importance import Draws, equally_weighted, kish, move, weighted_moments
+from ampost.importance import Draws, LogDensity, equally_weighted, kish, move, weighted_moments
 from ampost.seeds import derive, seeded
 
 Path = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -36,7 +38,7 @@ def smc(start: Tensor, path: Path, seed: int, steps: int = 10, most_stages: int 
     """From draws `start` of a reference to the posterior; `path(z)` gives log reference and log joint.
 
     The last stage moves twice as long. `complete` is false where b = 1 was not reached (Del Moral,
-    Doucet and Jasra, J. R. Statist. Soc. B 68 (2006) 411).
+    Doucet and Jasra, J. R. Statist. Soc. B 68 (2006) 411), or where every particle is impossible.
     """
     z = start
     ends = path(z)
@@ -45,6 +47,8 @@ def smc(start: Tensor, path: Path, seed: int, steps: int = 10, most_stages: int 
     evidence = torch.zeros_like(power)
     rate, stage = 0.0, 0
     while bool((power < 1).any()) and stage < most_stages:
+        if not bool(torch.isfinite(ends[1]).any(0).all()):
+            break  # of some data set no particle is possible: there is nothing to weigh
         gain = torch.where(torch.isfinite(ends[1]), ends[1] - ends[0], -torch.inf)
         raised = _next_power(gain, power)
         weight = torch.where(torch.isfinite(gain), (raised - power) * gain, -torch.inf)
@@ -88,6 +92,66 @@ def _next_power(gain: Tensor, power: Tensor) -> Tensor:
         low, high = torch.where(good, middle, low), torch.where(good, high, middle)
     step = torch.maximum(low, power + 1e-9)
     return torch.where(done, 1.0, step).clamp(max=1.0)
+
+
+def hmc(
+    log_joint: LogDensity,
+    starts: Tensor,
+    warmup: int,
+    draws: int,
+    seed: int,
+    advance: Callable[[], None] = lambda: None,
+) -> tuple[Tensor, int]:
+    """Hamiltonian Monte Carlo of all `starts` (chain, z) in step: draws (chain, draw, z), gradients per chain.
+
+    For coordinates in which the posterior is about round: trajectories last a quarter of its period on
+    average, at random, since one length may come back to where it began. During the warm-up the common step
+    follows the acceptance rate by dual averaging towards 0.8 (Hoffman and Gelman, JMLR 15 (2014) 1593); each
+    chain takes 0.6 to 1.2 of it, anew each time, which helps it out of narrow places.
+    """
+    z, gradients, kept = starts, 1, []
+    joint, slope = _gradient(log_joint, z)
+    goal = math.log(10 * (first := 0.5 * starts.shape[1] ** -0.25))
+    log_step, averaged, missed = math.log(first), math.log(first), 0.0
+    with seeded(seed):
+        for k in range(warmup + draws):
+            common = math.exp(log_step if k < warmup else averaged)
+            step = common * (0.6 + 0.6 * torch.rand(len(z), 1, dtype=z.dtype))
+            reach = 0.5 * math.pi * (0.5 + float(torch.rand(())))
+            count = min(50, max(1, math.ceil(reach / common)))
+            momentum = torch.randn_like(z)
+            before = joint - 0.5 * momentum.square().sum(-1)
+            there, force = z, slope
+            for _ in range(count):
+                momentum = momentum + 0.5 * step * force
+                there = there + step * momentum
+                value, force = _gradient(log_joint, there)
+                momentum = momentum + 0.5 * step * force
+            gradients += count
+            gain = torch.nan_to_num(value - 0.5 * momentum.square().sum(-1) - before, nan=-torch.inf)
+            accept = torch.rand_like(gain).log() < gain
+            z = torch.where(accept[:, None], there, z)
+            joint, slope = torch.where(accept, value, joint), torch.where(accept[:, None], force, slope)
+            if k < warmup:
+                weight = 1 / (k + 11)
+                missed = (1 - weight) * missed + weight * (0.8 - float(gain.exp().clamp(max=1.0).mean()))
+                log_step = goal - 20 * math.sqrt(k + 1) * missed
+                forget = (k + 1) ** -0.75
+                averaged = forget * log_step + (1 - forget) * averaged
+            else:
+                kept.append(z)
+            advance()
+    return torch.stack(kept, 1), gradients
+
+
+def _gradient(log_joint: LogDensity, z: Tensor) -> tuple[Tensor, Tensor]:
+    """Log joint (chain,) and its gradient (chain, z); -inf and 0 where either is not finite."""
+    with torch.enable_grad():
+        z = z.detach().requires_grad_()
+        value = log_joint(z)
+        (slope,) = torch.autograd.grad(torch.where(torch.isfinite(value), value, 0.0).sum(), z)
+    good = torch.isfinite(value.detach()) & torch.isfinite(slope).all(-1)
+    return torch.where(good, value.detach(), -torch.inf), torch.where(good[:, None], slope, 0.0)
 
 
 def nuts(

@@ -39,6 +39,7 @@ from ampost.passes import (
 )
 from ampost.program import Program, answering, is_observation, recording
 from ampost.seeds import derive, seeded
+from ampost.sound import refuse_unsound
 from ampost.units import converted, converted_design, refuse_meaningless
 
 CHUNK = 40_000
@@ -210,6 +211,7 @@ class Model:
                     f"channel {name!r} of the data holds no values, only where to look; give measured or "
                     f"simulated values (Experiments.with_values)"
                 )
+        refuse_unsound(data)
         known = data if data.batch else data.unsqueezed(1)
         z = torch.zeros(1, known.batch[0], self.z_size(data.count), dtype=torch.float64)
         run = self._run(z, known, self.solver, draw=False)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor
 
 from ampost.experiments import Channel, Experiments
-from ampost.plans import DosePlan, InputPlan, Looks, Range
+from ampost.plans import DosePlan, InputPlan, Looks, Range, dose_numbers
+
+SHORTEST = 0.3  # a design cuts some experiments short, down to this share of its horizon
 
 
 def beyond(what: str, values: Tensor, ends: Range) -> list[str]:
@@ -31,12 +33,12 @@ def in_number(ends: tuple[int, int], record: Experiments) -> list[str]:
     return [f"{number} experiments, the design has {low if low == high else f'{low} to {high}'}"]
 
 
-def in_conditions(ranges: Mapping[str, Range], record: Experiments) -> list[str]:
-    """Conditions, by name and range."""
+def in_conditions(ranges: Mapping[str, Range], record: Experiments, columns: Collection[str] = ()) -> list[str]:
+    """Conditions, by name and range; one of `columns` is a covariate that happens to be constant."""
     found = [
         f"condition {name!r} is not in the design ({', '.join(ranges) or 'none'})"
         for name in record.conditions
-        if name not in ranges
+        if name not in ranges and name not in columns
     ]
     for name, ends in ranges.items():
         found += beyond(f"condition {name!r}", record[name][record.live], ends)
@@ -45,31 +47,39 @@ def in_conditions(ranges: Mapping[str, Range], record: Experiments) -> list[str]
 
 def in_looks(name: str, look: Looks, record: Experiments, horizon: float) -> list[str]:
     """How a channel is looked at."""
-    channel, found = record.channels[name], []
+    channel, found = record.channels.get(name), []
+    fewest = int(SHORTEST * look.rows[0] * (1 - min(1.0, 1.5 * look.missing)))
     for e in range(record.count):
-        times = record.times[e][channel.mask[e]]
-        if not times.numel():
+        times = record.times[e] if channel is None else record.times[e][channel.mask[e]]
+        if channel is None or not times.numel():
+            if look.presence >= 1:
+                found.append(f"channel {name!r} is not measured in some experiment, in the design it always is")
             continue
-        distinct = len(times.unique())
-        if distinct > look.rows[1]:
-            found.append(f"channel {name!r} has {distinct} times, the design has at most {look.rows[1]}")
+        distinct, repeats = times.unique(return_counts=True)
+        if not fewest <= len(distinct) <= look.rows[1]:
+            many = f"at most {look.rows[1]}" if len(distinct) > look.rows[1] else f"at least {fewest}"
+            found.append(f"channel {name!r} has {len(distinct)} times, the design has {many}")
         if float(times.max()) > horizon * (1 + 1e-9):
             found.append(
                 f"channel {name!r} is measured at {float(times.max()):.4g}, the design ends at {horizon:.4g}"
             )
-        if len(times) / distinct > look.replicates[1]:
-            found.append(f"channel {name!r} has more replicates than the design")
-    return found + _beside(name, look, channel)
+        if int(repeats.max()) > look.replicates[1]:
+            most = f"{int(repeats.max())} replicates, the design has at most {look.replicates[1]}"
+            found.append(f"channel {name!r} has {most}")
+    return found if channel is None else found + _beside(name, look, channel)
 
 
 def _beside(name: str, look: Looks, channel: Channel) -> list[str]:
     """What stands beside each measurement."""
     looked = channel.unseen()
+    width = None if looked.width is None else torch.where(looked.width > 0, looked.width, torch.nan)
     parts = {
         "sd": (channel.sd, look.sd),
         **{f"column {c!r}": (channel.columns.get(c), look.columns.get(c)) for c in channel.columns},
-        "limit of detection below": (looked.lowest, look.lowest),
-        "limit of detection above": (looked.highest, look.highest),
+        "lower limit of detection": (looked.lowest, look.lowest),
+        "upper limit of detection": (looked.highest, look.highest),
+        # those that end at a limit of detection are narrower
+        "width of the intervals": (width, None if look.width is None else (0.0, look.width[1])),
     }
     found = []
     for what, (value, ends) in parts.items():
@@ -78,17 +88,17 @@ def _beside(name: str, look: Looks, channel: Channel) -> list[str]:
             found.append(f"channel {name!r} has a {what}, the design has none")
         elif ends is not None:
             found += beyond(f"the {what} of channel {name!r}", known, ends)
-    if looked.width is not None and look.width is None:
-        found.append(f"channel {name!r} has values known to an interval, the design has none")
     return found
 
 
 def in_doses(schedule: tuple[DosePlan, ...], record: Experiments) -> list[str]:
     """Number, time, amount and duration of doses."""
     doses = record.doses
-    most = int(doses.mask.sum(-1).max()) if doses.any else 0
-    if most > len(schedule):
-        return [f"{most} doses in an experiment, the design has {len(schedule)}"]
+    numbers, (least, most) = doses.mask.sum(-1)[record.live], dose_numbers(schedule)
+    bad = numbers[(numbers < least) | (numbers > most)]
+    if len(bad):
+        planned = f"{most}" if least == most else f"{least} to {most}"
+        return [f"{int(bad[0])} doses in an experiment, the design has {planned}"]
     found = []
     for k, target in enumerate(doses.targets):
         mine = doses.mask & (doses.target == k)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -44,15 +45,15 @@ class Looks:
 class DosePlan:
     """One dose of a schedule: ranges of its time, amount and duration, and where it goes.
 
-    `presence` is the share of experiments that get it. Presence is nested: an experiment that gets a
-    dose also gets those of a larger share.
+    Each experiment has a random number between 0 and 1, the same for all of its doses, and gets those in
+    whose range `presence` it lies: so later doses can be for some only, or one target stand for another.
     """
 
     target: str
     time: Range
     amount: Range
     duration: Range = (0.0, 0.0)
-    presence: float = 1.0
+    presence: Range = (0.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -172,18 +173,40 @@ def looks_of(name: str, records: list[Experiments], widen: float) -> Looks:
 
 
 def doses_of(data: Experiments, widen: float) -> tuple[DosePlan, ...]:
-    """The n-th dose of each experiment as one plan per target."""
-    doses, plans = data.doses, []
-    experiments = max(1, int(data.live.sum()))
-    for n in range(doses.time.shape[-1]):
-        here = doses.mask[..., n]
-        for k, target in enumerate(doses.targets):
-            mine = here & (doses.target[..., n] == k)
-            if bool(mine.any()):
-                pick = [t[..., n][mine] for t in (doses.time, doses.amount, doses.duration)]
-                time, amount, duration = (widened(p, widen) for p in pick)
-                plans.append(DosePlan(target, time, amount, duration, float(mine.sum()) / experiments))
+    """The n-th doses of the experiments as plans, by target, for the shares of experiments that get them."""
+    doses = data.doses
+    if not doses.any:
+        return ()
+    live = data.live.reshape(-1)
+    parts = (doses.time, doses.amount, doses.duration, doses.target, doses.mask)
+    time, amount, duration, target, mask = (t.reshape(-1, t.shape[-1])[live] for t in parts)
+    targets = torch.where(mask, target, -1)
+    order = sorted(range(len(targets)), key=lambda e: targets[e].tolist())  # alike schedules side by side
+    plans = []
+    for n in range(targets.shape[-1]):
+        column = [int(targets[e, n]) for e in order]
+        for k, name in enumerate(doses.targets):
+            mine = targets[:, n] == k
+            for low, high in _runs([code == k for code in column]):
+                when, much, long = (widened(part[:, n][mine], widen) for part in (time, amount, duration))
+                plans.append(DosePlan(name, when, much, long, (low / len(order), high / len(order))))
     return tuple(plans)
+
+
+def _runs(flags: list[bool]) -> list[tuple[int, int]]:
+    """Where runs of true begin and end."""
+    edges = [k for k, pair in enumerate(pairwise([False, *flags, False])) if pair[0] != pair[1]]
+    return list(zip(edges[::2], edges[1::2], strict=True))
+
+
+def dose_numbers(plans: tuple[DosePlan, ...]) -> tuple[int, int]:
+    """The least and the largest number of doses that an experiment gets."""
+    ends = sorted({0.0, 1.0, *(end for plan in plans for end in plan.presence)})
+    numbers = [
+        sum(plan.presence[0] <= (low + high) / 2 < plan.presence[1] for plan in plans)
+        for low, high in pairwise(ends)
+    ]
+    return min(numbers), max(numbers)
 
 
 def inputs_of(data: Experiments, widen: float, most: int = 50) -> dict[str, InputPlan]:
@@ -208,7 +231,8 @@ def draw_doses(plans: tuple[DosePlan, ...], count: int, width: int) -> Doses:
     columns = [(uniform(shape, *p.time), uniform(shape, *p.amount), uniform(shape, *p.duration)) for p in plans]
     time, amount, duration = (torch.cat(parts, -1) for parts in zip(*columns, strict=True))
     target = torch.tensor([targets.index(p.target) for p in plans]).expand(time.shape)
-    mask = torch.rand(shape) < torch.tensor([p.presence if p.presence < 1 else 2.0 for p in plans])
+    number, ends = torch.rand(shape), torch.tensor([plan.presence for plan in plans])
+    mask = (number >= ends[:, 0]) & (number < ends[:, 1])
     return Doses(time, amount, duration, target, mask.expand(time.shape), targets)
 
 

@@ -30,10 +30,7 @@ def stack(records: list[Experiments]) -> Experiments:
         max(r.times.shape[-1] for r in records),
         max(r.doses.time.shape[-1] for r in records),
     )
-    breaks = {
-        name: max(r.inputs[name].time.shape[-1] for r in records if name in r.inputs)
-        for name in dict.fromkeys(name for r in records for name in r.inputs)
-    }
+    breaks = {name: _width(name, records) for name in dict.fromkeys(n for r in records for n in r.inputs)}
     targets = tuple(dict.fromkeys(t for r in records for t in r.doses.targets))
     padded = [_padded(r, names, sizes, breaks, targets) for r in records]
     joined: Experiments = _joined(padded)
@@ -43,6 +40,16 @@ def stack(records: list[Experiments]) -> Experiments:
         datasets=tuple(d for r in records for d in r.datasets),
         units=_units(records),
     )
+
+
+def _width(name: str, records: list[Experiments]) -> tuple[int, bool]:
+    """The largest number of breakpoints of an input, and whether it is linear, which must agree."""
+    held = [record.inputs[name] for record in records if name in record.inputs]
+    if len({signal.linear for signal in held}) > 1:
+        raise ExperimentError(
+            f"input {name!r} is linear in some data sets and held in others; make it the same in all"
+        )
+    return max(signal.time.shape[-1] for signal in held), held[0].linear
 
 
 def _units(records: list[Experiments]) -> dict[str, str]:
@@ -77,7 +84,7 @@ def _padded(
     record: Experiments,
     names: list[str],
     sizes: tuple[int, int, int],
-    breaks: Mapping[str, int],
+    breaks: Mapping[str, tuple[int, bool]],
     targets: tuple[str, ...],
 ) -> Experiments:
     count, times, doses = sizes
@@ -91,11 +98,11 @@ def _padded(
             return Channel(blank.bool(), blank.clone())
         return mapped(held, lambda t: _pad(t, grid))
 
-    def signal(name: str, width: int) -> Input:
+    def signal(name: str, width: int, linear: bool) -> Input:
         held = record.inputs.get(name)
         if held is None:
             empty = torch.zeros(count, width, dtype=dtype)
-            return Input(empty, empty, empty.bool())
+            return Input(empty, empty, empty.bool(), linear)
         return mapped(held, lambda t: _pad(t, (count, width)))
 
     old = record.doses
@@ -107,7 +114,7 @@ def _padded(
         channels={name: channel(name) for name in names},
         conditions={k: _pad(v, (count, 1), repeat=True) for k, v in record.conditions.items()},
         doses=_padded_doses(old, target, targets, (count, doses)),
-        inputs=Signals({name: signal(name, width) for name, width in breaks.items()}),
+        inputs=Signals({name: signal(name, *shape) for name, shape in breaks.items()}),
         live=_pad(record.live, (count,)),
         after_dose=_pad(record.after_dose, grid, repeat=True),
     )

@@ -8,6 +8,7 @@ channel and experiment are averaged within bins of neighbours, for the network o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -19,6 +20,7 @@ from ampost.errors import EstimatorError
 from ampost.experiments import CENSORING, Channel, Doses, Experiments, Input
 
 MOST = 64
+LARGEST = 1_000_000  # numbers that quantiles are taken of
 FURTHER = 5 + 2 + len(CENSORING) + 2 + 1 + 1 + 1  # features beside kinds and covariates
 
 
@@ -60,8 +62,10 @@ def scaling_of(channels: tuple[str, ...], design: Design, data: Experiments) -> 
     for name in channels:
         channel = data.channels[name]
         assert channel.values is not None
-        values = channel.values[channel.mask]
+        exact = channel.mask if channel.censoring is None else channel.mask & (channel.censoring == 0)
+        values = channel.values[exact if bool(exact.any()) else channel.mask]
         values = values[torch.isfinite(values)]
+        values = values[:: 1 + len(values) // LARGEST]
         log = bool((values > 0).all())
         values = values.log() if log else values
         low, middle, high = values.quantile(torch.tensor([0.1, 0.5, 0.9], dtype=values.dtype)).tolist()
@@ -70,8 +74,10 @@ def scaling_of(channels: tuple[str, ...], design: Design, data: Experiments) -> 
         scale.append(max((high - low) / 2.5, 1e-12))
 
     def centred(ends: tuple[float, ...]) -> tuple[float, float]:
+        """Middle and half width of a range; of a constant its size, so that no other value is a huge number."""
         low, high = min(ends), max(ends)
-        return (low + high) / 2, max((high - low) / 2, 1e-12 * max(abs(low), abs(high)), 1e-300)
+        size = max(abs(low), abs(high))
+        return (low + high) / 2, (high - low) / 2 if high - low > 1e-9 * size else size or 1.0
 
     looks = [design.channels.get(name) for name in channels]
     deviations = [(0.0, 1.0) if look is None or look.sd is None else look.sd for look in looks]
@@ -88,8 +94,7 @@ def scaling_of(channels: tuple[str, ...], design: Design, data: Experiments) -> 
         shift=tuple(shift),
         scale=tuple(scale),
         sd=tuple(
-            centred(tuple(float(torch.tensor(s).log()) for s in ends)) if min(ends) > 0 else (0.0, 1.0)
-            for ends in deviations
+            centred(tuple(math.log(s) for s in ends)) if min(ends) > 0 else (0.0, 1.0) for ends in deviations
         ),
         conditions={name: centred(ends) for name, ends in design.conditions.items()},
         columns={name: centred(ends) for name, ends in columns.items()},
@@ -107,9 +112,12 @@ def tokens(data: Experiments, scaling: Scaling) -> tuple[Tensor, Tensor, Tensor,
     """Tokens (dataset, experiment, token, feature), their mask, conditions and live experiments."""
     data = data if data.batch else data.unsqueezed(1)
     for name in data.conditions:
-        if name not in scaling.conditions:
+        if name not in scaling.conditions and name not in scaling.columns:
             known = ", ".join(scaling.conditions) or "none"
-            raise EstimatorError(f"condition {name!r} is not one the estimator knows: {known}")
+            raise EstimatorError(
+                f"condition {name!r} is not one the estimator knows: {known}; leave that column out of the "
+                f"table, or train for Design.like of these data"
+            )
     parts = []
     for k, (what, name) in enumerate(scaling.kinds):
         if what == "channel":
@@ -120,7 +128,7 @@ def tokens(data: Experiments, scaling: Scaling) -> tuple[Tensor, Tensor, Tensor,
             parts.append(_binned(*_doses(data.doses, scaling, k, name)))
         elif what == "input" and name in data.inputs:
             parts.append(_binned(*_segments(data.inputs[name], scaling, k, name)))
-    conditions = [(data[n] - middle) / half for n, (middle, half) in scaling.conditions.items()]
+    conditions = [((data[n] - m) / half).clamp(-30, 30) for n, (m, half) in scaling.conditions.items()]
     shape = data.live.shape
     joined = torch.cat(conditions, -1) if conditions else torch.zeros(*shape, 0)
     seen = torch.cat([p[0] for p in parts], -2), torch.cat([p[1] for p in parts], -1)
@@ -142,7 +150,8 @@ def _measurements(channel: Channel, data: Experiments, scaling: Scaling, k: int)
     middle, half = scaling.sd[k]
     known = channel.sd is not None
     sd = None if channel.sd is None else (channel.sd.clamp(min=1e-30).log() - middle) / half
-    columns = {n: (channel.columns[n] - m) / h for n, (m, h) in scaling.columns.items() if n in channel.columns}
+    given = {name: data[name].expand(data.times.shape) for name in data.conditions} | dict(channel.columns)
+    columns = {n: (given[n] - m) / h for n, (m, h) in scaling.columns.items() if n in given}
     features = _features(scaling, k, data.times, value, upper, code, sd, known, None, data.after_dose, columns)
     return features, channel.mask
 
@@ -201,7 +210,7 @@ def _features(
         *((columns or {}).get(name, zero) for name in scaling.columns),
     ]
     one_hot = torch.nn.functional.one_hot(codes, len(CENSORING)).to(value)
-    return torch.cat([which, one_hot, torch.stack(further, -1)], -1).float()
+    return torch.cat([which, one_hot, torch.stack(further, -1).clamp(-30, 30)], -1).float()
 
 
 def _binned(features: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:

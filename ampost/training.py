@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,11 +56,35 @@ def fit(
     """Minimise `loss(batch_at(k), progress)` over the module; its best weights are kept.
 
     `batch_at(k)` must be a function of k alone. An interrupt (Ctrl-C) ends training early and
-    keeps the best weights so far. A batch whose loss or gradient is not finite is skipped.
+    keeps the best weights so far. A batch whose loss or gradient is not finite is skipped. Half of the cores
+    are used: threads that wait for each other crawl on a busy machine.
 
     Raises:
         TrainingError: the loss was never finite.
     """
+    with half_of_the_cores():
+        return _fit(module, loss, batch_at, validation, schedule, show)
+
+
+@contextmanager
+def half_of_the_cores() -> Iterator[None]:
+    """Run a block on at most half of the cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(min(before, max(1, (os.cpu_count() or 2) // 2)))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _fit(
+    module: nn.Module,
+    loss: Callable[[Any, float], Tensor],
+    batch_at: Callable[[int], Any],
+    validation: Callable[[], float],
+    schedule: Schedule,
+    show: bool | None,
+) -> FitReport:
     optimiser = torch.optim.AdamW(module.parameters(), lr=schedule.rate, weight_decay=1e-4)
     began = time.monotonic()
     losses: list[float] = []

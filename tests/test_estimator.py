@@ -16,13 +16,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from ampost import Design, Estimator, Experiments, Model, between, observe, odeint
+from ampost import Design, Doses, Estimator, Experiments, Model, between, observe, odeint
 from ampost.errors import EstimatorError
-from ampost.estimator import Architecture, tokens
+from ampost.estimator import Architecture
 from ampost.inference import Settings, train
 from ampost.nets import DeepSet
 from ampost.plans import DosePlan, Looks
 from ampost.stacking import stack
+from ampost.tokens import scaling_of, tokens
 from ampost.training import Schedule
 
 TINY = Settings(
@@ -418,3 +419,23 @@ def test_an_untrained_network_is_invariant_too() -> None:
     torch.testing.assert_close(embedding(noise, mask, conditions, live)[0], context, **CLOSE)
     other = torch.where(live[..., None], conditions, -50.0)
     torch.testing.assert_close(embedding(features, mask, other, live)[0], context, **CLOSE)
+
+
+def test_no_feature_of_a_token_is_large_even_of_constants_and_far_data() -> None:
+    """A constant sd, condition or amount is scaled by its size, not by a width of zero."""
+    looks = Experiments.on([[0.0, 1.0, 2.0]], ["P"], {"S0": [2.0]}, Doses.at([0.5], [0.1], "P"))
+    data = looks.with_values({"P": torch.tensor([[0.1, 0.7, 1.2]]).double()})
+    sd = torch.full((1, 3), 0.1).double()
+    data = replace(data, channels={"P": replace(data.channels["P"], sd=sd, columns={"T": 0 * sd + 37.0})})
+    scaling = scaling_of(("P",), Design.like(data), data)
+    for factor in (1.0, 1.01, 1e9):
+        channel = data.channels["P"]
+        far = replace(
+            data,
+            conditions={"S0": data["S0"] * factor},
+            doses=data.doses.scaled(torch.tensor(factor)),
+            channels={"P": replace(channel, sd=sd * factor, columns={"T": channel.columns["T"] * factor})},
+        )
+        features, _, conditions, _ = tokens(far, scaling)
+        assert float(features.abs().max()) <= (3.0 if factor < 1e9 else 30.0)
+        assert float(conditions.abs().max()) <= (0.1 if factor < 1e9 else 30.0)

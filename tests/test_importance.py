@@ -13,7 +13,6 @@ from scipy.stats import ks_2samp
 from ampost import Budget, Design, Estimator, Experiments, Model, infer, observe, summary
 from ampost.correction import correct
 from ampost.errors import EstimatorError, ExperimentError, FileError
-from ampost.estimator import tokens
 from ampost.importance import (
     draw_round,
     effective_sizes,
@@ -30,6 +29,7 @@ from ampost.inference import Settings, train
 from ampost.mcmc import smc
 from ampost.optimize import laplace, maximise
 from ampost.plans import Looks
+from ampost.tokens import tokens
 from ampost.training import Schedule
 
 

@@ -204,7 +204,8 @@ def test_the_design_of_a_record_holds_all_of_it_and_comes_back_from_a_file() -> 
     assert design.outside(data) == []
     assert Design.from_json(json.loads(json.dumps(design.to_json()))) == design
     words = design.words()
-    for part in ("sd 0.1", "depth 0.06", "below 0.9", "above 2.5", "C0", "dose into C", "dilute", "input feed"):
+    limits = ("lower limit of detection 0.9", "upper limit of detection 2.5")
+    for part in ("sd 0.1", "depth 0.06", *limits, "C0", "dose into C", "dilute", "input feed"):
         assert part in words
     drawn = design.draw(300, seed=0)
     for k in range(40):
@@ -224,8 +225,8 @@ OUTSIDE = {
     "the column 'depth' of channel 'C' is 0.1 to 2, the design spans 0.1 to 0.5": channel(
         columns=lambda c: {"depth": put(0, 3, 2.0)(c["depth"])}
     ),
-    "limit of detection below of channel 'C' is 0.5, the design has 0.9": channel(lowest=lambda v: v - 0.4),
-    "limit of detection above of channel 'C' is 2, the design has 2.5": channel(highest=lambda v: v - 0.5),
+    "lower limit of detection of channel 'C' is 0.5, the design has 0.9": channel(lowest=lambda v: v - 0.4),
+    "upper limit of detection of channel 'C' is 2, the design has 2.5": channel(highest=lambda v: v - 0.5),
     "the time of a dose into 'C' is 0.2 to 3, the design spans 1 to 3": dose("time", put(0, 0, 0.2)),
     "the amount of a dose into 'C' is 0.8 to 7, the design spans 0.8 to 1": dose("amount", put(0, 0, 7.0)),
     "the duration of a dose into 'C' is 0 to 0.7, the design spans 0 to 0.5": dose("duration", put(1, 1, 0.7)),
