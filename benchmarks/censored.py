@@ -2,7 +2,8 @@
 
 One estimator is trained for designs with the limit. Simulation-based calibration (Talts et al., arXiv
 1804.06788) asks where the true parameters fall in the posteriors of data sets drawn from the prior: by the
-network alone for 1,000 of them, and by weights for 300 more. Run: python benchmarks/censored.py [--out FILE.png]
+network alone for 1,000 of them, and by weights for 300 more.
+Run: python benchmarks/censored.py [--out FILE.png]
 """
 
 from __future__ import annotations
