@@ -317,8 +317,8 @@ class Experiments:
                 shape = "none" if given is None else f"of shape {tuple(given.shape)}"
                 grid = (self.count, self.times.shape[-1])
                 raise ExperimentError(
-                    f"the values of channel {name!r} are {shape}, expected a shape that ends in {grid}, those of "
-                    f"experiments and times"
+                    f"the values of channel {name!r} are {shape}, expected a shape that ends in {grid}, "
+                    f"those of experiments and times"
                 )
         batch = next(iter(values.values())).shape[:-2] if values else self.batch
         grown = self.expand(batch)

@@ -2,9 +2,10 @@
 
 Run: python benchmarks/theophylline.py [--chains 4] [--draws 2000] [--only subjects | population]
 [--out FILE.csv] [--estimators FOLDER]. Estimators are trained unless they are in FOLDER, and are saved
-there; that of the subjects with the default settings, that of the population for seven minutes. The population's typical values also stand beside published fits: ka near 1.5 /h, clearance
-near 0.04 L/h/kg, volume 0.45 to 0.5 L/kg (J. C. Pinheiro and D. M. Bates, Mixed-Effects Models in S and
-S-PLUS, Springer 2000, chapter 8).
+there: for the subjects with the default settings, for the population within seven minutes. The
+population's typical values also stand beside published fits: ka near 1.5 /h, clearance near 0.04 L/h/kg,
+volume 0.45 to 0.5 L/kg (J. C. Pinheiro and D. M. Bates, Mixed-Effects Models in S and S-PLUS, Springer
+2000, chapter 8).
 """
 
 from __future__ import annotations
