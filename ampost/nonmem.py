@@ -7,6 +7,7 @@ and rates or durations that are parameters (RATE -1 and -2).
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -88,11 +89,19 @@ def read_nonmem(
         table.need(name, ("ID", "TIME", "DV"))
     keys = _keys(table, by)
     times = times_of(table, keys, keys, start)
+    _refuse_other_units(table, times.unit)
     events = _events(table, keys, times)
+    _refuse_falling(table, events)
     names = _observables(table, events, observable)
     further, said = numeric([c for c in table.columns if c.name not in KNOWN.values()])
     conditions, covariates = parted(table, keys, further)
-    doses = [dose for event in events if event.kind == DOSED for dose in _doses(table, event, compartments)]
+    seen = _seen_at(events)
+    doses = [
+        dose
+        for event in events
+        if event.kind == DOSED
+        for dose in _doses(table, event, compartments, seen.get(event.key, []))
+    ]
     entries, aside = whole_columns(_measurements(table, events, names, covariates))
     if not entries:
         raise TableError(f"{table.where} has no observation; expected rows with EVID 0 and a DV")
@@ -143,6 +152,24 @@ def _units(
     return found
 
 
+def _refuse_other_units(table: Table, time_unit: str | None) -> None:
+    """Raise for a header of II, LIMIT or RATE with another unit than TIME, DV and AMT give it."""
+    amount = table["amt"].unit if "amt" in table else None
+    rate = f"{amount}/{time_unit}" if amount and time_unit else None
+    for name, whose, expected in (
+        ("ii", "TIME", time_unit),
+        ("limit", "DV", table["dv"].unit),
+        ("rate", "AMT and TIME", rate),
+    ):
+        unit = table[name].unit if name in table else None
+        if unit and unit.replace(" ", "") != (expected or "").replace(" ", ""):
+            told = f"it is {expected!r}" if expected else "there is none"
+            fix = "convert one of them, or spell them alike" if expected else "write them there too"
+            raise TableError(
+                f"{table.where}: {shown(table[name])} is in {unit!r}, but by the units of {whose} {told}; {fix}"
+            )
+
+
 # ------------------------------------------------------------------------------------------ events
 
 
@@ -157,6 +184,21 @@ def _events(table: Table, keys: Sequence[Key], times: Times) -> list[Event]:
             table.number(table["time"], i, required=True)
         events.append(event)
     return events
+
+
+def _refuse_falling(table: Table, events: Sequence[Event]) -> None:
+    """Raise where TIME falls from one row of an ID to the next."""
+    last: dict[Key, float] = {}
+    for event in events:
+        before = last.get(event.key, -math.inf)
+        if event.time < before:
+            raise TableError(
+                f"{table.at(event.row)}: {shown(table['time'])} is {event.time:g}, but {before:g} in a row of "
+                f"ID {event.key[1]!r} above, expected times that do not fall; sort the rows, or give a second "
+                f"occasion an ID of its own (resets, EVID 3 and 4, are not supported)"
+            )
+        if not math.isnan(event.time):
+            last[event.key] = event.time
 
 
 def _kind(table: Table, i: int, items: Mapping[str, float]) -> int:
@@ -204,8 +246,8 @@ def _refuse_unsupported(table: Table, event: Event) -> None:
 # ------------------------------------------------------------------------------------------- doses
 
 
-def _doses(table: Table, event: Event, compartments: Mapping[int, str]) -> list[Dose]:
-    """The dose of a row and those that ADDL and II add to it."""
+def _doses(table: Table, event: Event, compartments: Mapping[int, str], seen: Sequence[float]) -> list[Dose]:
+    """The dose of a row and those that ADDL and II add to it; `seen` are the times of observations, rising."""
     at = table.at(event.row)
     code = event.number("cmt") or 1.0
     if code not in compartments:
@@ -221,7 +263,24 @@ def _doses(table: Table, event: Event, compartments: Mapping[int, str]) -> list[
     amount, rate = event["amt"], event.number("rate")
     duration = amount / rate if rate else 0.0
     target = compartments[int(code)]
-    return [Dose(event.key, event.time + k * interval, amount, duration, target) for k in range(int(more) + 1)]
+    further = [_at_observation(event.time + k * interval, seen) for k in range(1, int(more) + 1)]
+    return [Dose(event.key, time, amount, duration, target) for time in (event.time, *further)]
+
+
+def _seen_at(events: Sequence[Event]) -> dict[Key, list[float]]:
+    """The times of each ID's observations, rising as its rows do."""
+    found: dict[Key, list[float]] = {}
+    for event in events:
+        if _is_used(event):
+            found.setdefault(event.key, []).append(event.time)
+    return found
+
+
+def _at_observation(time: float, seen: Sequence[float]) -> float:
+    """A calculated time, or that of an observation which differs from it by rounding alone."""
+    margin = EARLIEST * max(1.0, abs(time))
+    place = bisect_left(seen, time - margin)
+    return seen[place] if place < len(seen) and seen[place] <= time + margin else time
 
 
 def _refuse_unmeasured(events: Sequence[Event], measured: set[Key]) -> None:

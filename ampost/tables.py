@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,8 +20,8 @@ import pandas as pd
 from ampost.errors import TableError
 from ampost.experiments import CENSORING, Channel, Experiments
 from ampost.progress import tell
-from ampost.reading.accounts import account
-from ampost.reading.cells import is_missing
+from ampost.reading.accounts import account, repeats
+from ampost.reading.cells import is_missing, text
 from ampost.reading.entries import Breakpoint, Dose, Entries, Key, same_units
 from ampost.reading.further import KNOWN as KNOWN_FURTHER
 from ampost.reading.further import Frame, conditions_of, doses_of, inputs_of
@@ -106,7 +107,8 @@ def read_table(
     entries = _entries(found, times, order, begin, frame, others)
     result = record(entries)
     empty = [key[1] for key in rows.order() if key not in measured_keys]
-    said += [*rows.said, *times.said, *found.said, *([_left_out(empty)] if empty else [])]
+    said += [*rows.said, *times.said, *_unit_of_time_in_words(table, times, entries)]
+    said += [*found.said, *([_left_out(empty)] if empty else [])]
     _tell(say, sheets["table"], table, said, found, result)
     return result
 
@@ -156,11 +158,13 @@ def _measured(
     table = rows.table
     wide = is_wide(table)
     of_rows = [""] * len(table.rows) if wide else table.words(table["observable"])
-    sequences = list(zip(rows.keys, of_rows, strict=True))
+    groups = list(zip(rows.keys, of_rows, strict=True))
+    replicates = table["replicate"].cells if "replicate" in table else [None] * len(groups)
+    sequences = list(zip(groups, map(text, replicates), strict=True))
     times = times_of(table, rows.keys, sequences, _begin(table, start))
     plan = layout(table, rows.keys, observables)
     if not rows.named and experiments is None:
-        refuse_mixed(table, sequences, times.values)
+        refuse_mixed(table, groups, times.values)
     found = measurements(table, rows.keys, plan, times.values, limits)
     begin = _begin(table, start)
     said = (*plan.said, *found.said)
@@ -225,6 +229,14 @@ def _warn_of_equal_rows(table: Sheet) -> None:
         )
 
 
+def _unit_of_time_in_words(table: Table, times: Times, entries: Entries) -> list[str]:
+    """That the times of the measurements are taken to be in the unit that a further table gives."""
+    unit = entries.units.get("time")
+    if times.unit or not unit:
+        return []
+    return [f"{table.where} gives no unit of time; it is taken to be {unit}, as a further table says"]
+
+
 def _left_out(empty: Sequence[str]) -> str:
     return f"left out, as they have no value: experiment(s) {', '.join(empty[:6])}"
 
@@ -251,24 +263,25 @@ def _tell(
 
 
 def to_tables(record: Experiments) -> Tables:
-    """The record as tidy tables; `read_table` of them gives the record back."""
+    """The record as tidy tables; `read_table` of them gives the record back. Replicates are numbered."""
     parts: dict[str, list[dict[str, Any]]] = {"measurements": [], "conditions": [], "doses": [], "inputs": []}
-    constant = _constant(record)
+    constant, repeated = _constant(record), _repeated(record)
     for single in record.split():
-        for name, rows in _rows(single, constant).items():
+        for name, rows in _rows(single, constant, repeated).items():
             parts[name] += rows
     return Tables(**{name: pd.DataFrame(rows) for name, rows in parts.items()})
 
 
-def _rows(record: Experiments, constant: set[str]) -> dict[str, list[dict[str, Any]]]:
+def _rows(record: Experiments, constant: set[str], repeated: set[str]) -> dict[str, list[dict[str, Any]]]:
     out: dict[str, list[dict[str, Any]]] = {"measurements": [], "conditions": [], "doses": [], "inputs": []}
     for e in range(record.count):
         if not bool(record.live[e]):
             continue
         key = {"dataset": record.datasets[0], "experiment": record.names[0][e]}
         for name, channel in record.channels.items():
+            numbers = _replicates(record, channel, e) if name in repeated else {}
             for t in channel.mask[e].nonzero()[:, 0].tolist():
-                row = _measurement(record, channel, e, t, constant)
+                row = _measurement(record, channel, e, t, constant) | numbers.get(t, {})
                 out["measurements"].append({**key, "observable": name, **row, **_unit_of(record, name)})
         if record.conditions:
             own = {_header(record, k): float(v[e, 0]) for k, v in record.conditions.items()}
@@ -339,6 +352,27 @@ def _constant(record: Experiments) -> set[str]:
                     held = values.setdefault(name, {}).setdefault(key, set())
                     held.update(column[e][channel.mask[e]].tolist())
     return {name for name, held in values.items() if all(len(told) == 1 for told in held.values())}
+
+
+def _repeated(record: Experiments) -> set[str]:
+    """Channels with replicates that have no number."""
+    return {
+        name
+        for single in record.split()
+        for name, channel in single.channels.items()
+        if channel.replicate is None and repeats(single.times, single.after_dose, channel.mask)
+    }
+
+
+def _replicates(record: Experiments, channel: Channel, e: int) -> dict[int, dict[str, int]]:
+    """The number of each measurement of an experiment among those at its time, by its place."""
+    seen: Counter[tuple[float, bool]] = Counter()
+    found = {}
+    for t in channel.mask[e].nonzero()[:, 0].tolist():
+        moment = (float(record.times[e, t]), bool(record.after_dose[e, t]))
+        seen[moment] += 1
+        found[t] = {"replicate": seen[moment]}
+    return found
 
 
 def _header(record: Experiments, name: str) -> str:

@@ -63,6 +63,9 @@ SPELLINGS = (
     ("−", "-"),
     (r"%\s*\(?w/v\)?", " weight_per_volume_percent"),
     (PERCENT, "percent"),
+    (r"\b([mukµμnp]?)M(?:ol|OL)\b", r"\1mol"),  # mMol
+    (r"\b([mukµμn]?)L(it(?:er|re)s?)\b", r"\1l\2"),
+    (r"\bMin\b", "min"),  # not a megainch
     (r"℃|[°º]\s?C\b|\bdeg\.?\s?C\b", "degC"),
     (r"\bC-?([mukµμ]?)mol\b", r"\1Cmol"),
     (r"\b(number|no\.|count) of ([A-Za-z_]\w*)", r"number_of_\2"),

@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 
 from ampost.errors import UnitError
-from ampost.experiments import CENSORING, Experiments
+from ampost.experiments import Experiments
 from ampost.model import Model
 from ampost.plans import Range
+from ampost.reading.accounts import KINDS, repeats, ties
 from ampost.units import USUAL, scale
 
 LINES = 12  # experiments of a channel that are listed one by one
 CLOSE = 0.35  # decades within which a factor is taken for that of a unit
 FACTORS = {"time": (60.0, 3600.0, 24.0, 1440.0, 86400.0)}
-CENSORED = {"left": "below a limit", "right": "above a limit", "interval": "in an interval"}
 PREFIXES = (1e3, 1e6, 1e9)
 
 
@@ -118,20 +118,10 @@ def _granted(model: Model, records: Sequence[Experiments], assumed: Sequence[str
     absent = [name for name in model.channels if name not in data.channels]
     if absent:
         said.append(f"{', '.join(absent)} of the program was not measured")
-    ties = sum(_ties(record) for record in records)
-    if ties:
-        said.append(f"{ties} measurement(s) at the time of a dose came before it, as after_dose says")
+    tied = sum(ties(record) for record in records)
+    if tied:
+        said.append(f"{tied} measurement(s) at the time of a dose came before it, as after_dose says")
     return said
-
-
-def _ties(record: Experiments) -> int:
-    """Measurements at the time of a dose that count as before it."""
-    doses = record.doses
-    if not doses.any:
-        return 0
-    together = (record.times[..., :, None] == doses.time[..., None, :]) & doses.mask[..., None, :]
-    seen = torch.stack([channel.mask for channel in record.channels.values()]).any(0)
-    return int((together.any(-1) & seen & ~record.after_dose).sum())
 
 
 # ------------------------------------------------------------------------------------ the account
@@ -175,12 +165,10 @@ def _counts(record: Experiments, name: str, e: int) -> str:
     ]
     if channel.censoring is not None:
         codes = channel.censoring[e][mask].tolist()
-        for kind, word in CENSORED.items():
-            found = codes.count(CENSORING.index(kind))
-            said += [f"{found} {word}"] if found else []
-    distinct = times.unique()
-    if len(distinct) < len(times):
-        said.append(f"{len(times) - len(distinct)} of them replicates")
+        said += [f"{codes.count(kind)} {word}" for kind, word in KINDS.items() if kind in codes]
+    repeated = repeats(record.times[e], record.after_dose[e], mask)
+    if repeated:
+        said.append(f"{repeated} of them replicates")
     missing = _missing(record, name, e)
     said += [f"{missing} missing where all else was measured"] if missing else []
     return ", ".join(said)
@@ -217,6 +205,19 @@ def mistaken(name: str, unit: str | None, seen: float, expected: float, by: str,
     )
 
 
+def rescaled(name: str, unit: str | None, factor: float, gain: float, whose: str) -> str:
+    """That the data are explained far better with `name` times `factor`, and which unit that suggests.
+
+    `gain` is in log joint density.
+    """
+    done = f"multiplied by {number(factor)}" if factor > 1 else f"divided by {number(1 / factor)}"
+    takes = f" (the model takes {unit})" if unit else ""
+    return (
+        f"{name}: with the {whose} {done} the model explains the data far better (log joint +{gain:.0f}): "
+        f"check the unit of {name}{takes}{_likely(name, unit, 1 / factor)}."
+    )
+
+
 def _rounded(times: float) -> str:
     size = 10.0 ** math.floor(math.log10(times))
     return f"{round(times / size) * size:,.0f}"
@@ -236,7 +237,7 @@ def _likely(name: str, unit: str | None, factor: float) -> str:
         return ""
     _, other, ratio = min(near)
     size = f"{number(ratio)} times as large" if ratio > 1 else f"{number(1 / ratio)} times as small"
-    return f"; numbers in {other} are {size}"
+    return f"; numbers in {other} are {size}, or the header's unit is wrong"
 
 
 def _near(factor: float, ratio: float) -> bool:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from texts import Reader, reader
+from texts import Reader, reader, values
 
 from ampost.errors import TableError
 
@@ -122,3 +122,47 @@ def test_times_of_day_roll_over_within_each_observable(read: Reader) -> None:
     record = read("observable,time,value\n" + rows, said=said)
     assert record.times.tolist() == [[0.0, 1.0, 3.0, 4.0]]
     assert "over midnight at row 4, 6" in said[0]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "replicate,time,P\n1,10:00,1\n1,11:00,2\n2,10:00,3\n2,11:00,4\n",
+        "replicate,observable,time,value\n1,P,10:00,1\n1,P,11:00,2\n2,P,10:00,3\n2,P,11:00,4\n",
+        "replicate,time,P\n1,10:00,1\n2,10:00,3\n1,11:00,2\n2,11:00,4\n",
+    ],
+)
+def test_times_of_day_roll_over_within_each_replicate(read: Reader, text: str) -> None:
+    record = read(text)
+    assert record.times.tolist() == [[0.0, 0.0, 1.0, 1.0]]
+    assert values(record) == [1.0, 3.0, 2.0, 4.0]
+
+
+@pytest.mark.parametrize(
+    ("times", "message"),
+    [
+        (
+            "10:00 09:00 11:00",
+            "row 3: time is '09:00' after 10:00, which may be 23 h later, over midnight, or rows",
+        ),
+        (
+            "10:00 11:00 10:00 11:00",
+            "row 4: time is '10:00' after 11:00, .* tell experiments and replicates apart",
+        ),
+        (
+            "08:00 16:00 08:00",
+            "row 4: .* which may be 16 h later, .* or give dates: write it as 2026-03-31 09:30",
+        ),
+    ],
+)
+def test_a_step_over_midnight_of_nearly_a_day_is_refused(read: Reader, times: str, message: str) -> None:
+    with pytest.raises(TableError, match=message):
+        read("time,P\n" + "".join(f"{time},{k}\n" for k, time in enumerate(times.split())))
+
+
+def test_a_night_is_a_step_over_midnight(read: Reader) -> None:
+    assert read("time,P\n20:00,1\n08:00,2\n20:00,3\n08:00,4\n").times.tolist() == [[0.0, 12.0, 24.0, 36.0]]
+    with pytest.raises(TableError, match="row 2: time is '09:30' after 09:45, which may be 23"):
+        read("time,P\n09:30,1\n", start="09:45", observables=["P"])
+    dated = "time,P\n2026-03-01 16:00,1\n2026-03-02 08:00,2\n2026-03-01 17:00,2\n"
+    assert read(dated).times.tolist() == [[0.0, 1.0, 16.0]]

@@ -1,12 +1,16 @@
 """Columns of tables: names and units of headers, what is measured, experiments and further tables."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 from texts import TIDY, WIDE, Reader, reader, values
 
 from ampost.errors import TableError
+from ampost.experiments import Channel, Doses, Experiments
+from ampost.reading.accounts import repeats, ties
 from ampost.reading.headings import headed, parsed
 from ampost.tables import read_table
 
@@ -79,6 +83,28 @@ def test_what_stands_beside_a_wide_column_is_of_it(read: Reader) -> None:
     assert read("time,P,sd\n0,1,0.1\n1,2,0.2\n").column("sd", "P").tolist() == [[0.1, 0.2]]
 
 
+def test_a_condition_is_one_where_an_experiment_has_a_single_row_too(read: Reader) -> None:
+    said: list[str] = []
+    text = "well,time,P,S0\nA,0,1,1\nA,1,2,1\nB,1,3,2\n"
+    record = read(text, said=said)
+    assert list(record.channels) == ["P"]
+    assert record["S0"].tolist() == [[1.0], [2.0]]
+    assert "it is a condition: S0; measured: P" in said[0]
+    assert list(read(text.replace("A,1,2,1", "A,1,2,1.5")).channels) == ["P", "S0"]
+
+
+def test_where_each_experiment_has_one_row_the_account_says_what_is_measured(read: Reader) -> None:
+    said: list[str] = []
+    text = "well,time,P,S0\nA,0,1,1\nB,1,3,2\n"
+    assert list(read(text, experiments="well", said=said).channels) == ["P", "S0"]
+    words = "each experiment has one row, so nothing tells conditions from what is measured"
+    assert f"{words}; all are taken as measured: P, S0 (observables=[...] says otherwise)" in said[0]
+    record = read(text, experiments="well", observables=["P"], said=said)
+    assert record["S0"].tolist() == [[1.0], [2.0]]
+    read("well,time,P\nA,0,1\nB,1,3\n", experiments="well", said=said)
+    assert words not in said[1] + said[2]
+
+
 @pytest.mark.parametrize("name", ["well", "Run", "ID", "Subject", "sample"])
 def test_columns_like_experiment_are_taken_for_it(read: Reader, name: str) -> None:
     said: list[str] = []
@@ -106,6 +132,33 @@ def test_experiments_that_nothing_tells_apart_are_refused_with_the_fix(read: Rea
     assert read(text, by="S0").datasets == ("1", "2")
     with pytest.raises(TableError, match=r"no column 'S00' for experiments=; .*did you mean 'S0'"):
         read(text, experiments="S00")
+
+
+def test_a_column_that_follows_another_is_not_named_with_it(read: Reader) -> None:
+    rows = [(f"K{k}", t, k + t / 10, T) for k, T in ((1, 30), (2, 37), (3, 37)) for t in (0, 5)]
+
+    def table(*order: int) -> str:
+        header = ("flacon", "time", "P", "T")
+        return "\n".join(",".join(str(row[k]) for k in order) for row in [header, *rows])
+
+    for order in ((0, 1, 2, 3), (3, 0, 1, 2)):
+        with pytest.raises(TableError, match=r"values K1, K2, K3 at .* say experiments='flacon' if"):
+            read(table(*order), observables=["P"])
+    both = "time,acid,salt,P\n" + "".join(f"{t},{a},{s},{t}\n" for a in "ab" for s in "xy" for t in (0, 1))
+    with pytest.raises(TableError, match=r"say experiments=\['acid', 'salt'\] if"):
+        read(both)
+    same = "time,name,number,P\n" + "".join(f"{t},{n},{k},{t}\n" for n, k in ("a1", "b2") for t in (0, 1))
+    with pytest.raises(TableError, match="say experiments='name' if"):
+        read(same, observables=["P"])
+
+
+def test_blanks_are_no_label(read: Reader) -> None:
+    said: list[str] = []
+    read("time,P,note\n0,1,\n1,2,bubble\n2,2,\n3,3,\n", said=said)
+    assert "'note'" in said[0]
+    assert "experiments='note'" not in said[0]
+    read("time,P,plate\n0,1,p\n1,2,p\n2,2,q\n3,3,q\n", said=said)
+    assert "say experiments='plate' or by=" in said[1]
 
 
 def test_a_text_that_belongs_to_an_observable_tells_no_experiments_apart(read: Reader) -> None:
@@ -149,6 +202,64 @@ def test_units_of_tidy_tables_come_from_their_column(read: Reader) -> None:
     assert read("observable,time,value [mM]\nP,0,1\nP,1,2\n").units == {"P": "mM"}
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "observable,time,value [g/L],sd [mg/L]\nP,0,1,10\n",
+            "'sd .mg/L.' is in 'mg/L' and 'P' in 'g/L'; give both",
+        ),
+        (
+            "observable,time,value [g/L],limit [mg/L]\nP,0,1,10\n",
+            "'limit .mg/L.' is in 'mg/L' and 'P' in 'g/L'",
+        ),
+        (
+            "observable,time,value [g/L],upper [mg/L]\nP,0,1,10\n",
+            "'upper .mg/L.' is in 'mg/L' and 'P' in 'g/L'",
+        ),
+        ("observable,time,value,unit,sd [mg/L]\nP,0,1,g/L,10\n", "'sd .mg/L.' is in 'mg/L' and 'P' in 'g/L'"),
+        ("observable,time,value,sd [mg/L]\nP,0,1,10\n", "and 'P' in 'no unit'; give the unit of 'P' too"),
+        ("time,P [g/L],sd [mg/L]\n0,1,10\n1,2,10\n", "'sd .mg/L.' is in 'mg/L' and 'P' in 'g/L'"),
+    ],
+)
+def test_what_stands_beside_a_value_is_in_its_unit(read: Reader, text: str, message: str) -> None:
+    with pytest.raises(TableError, match=message):
+        read(text)
+    assert read(text.replace("mg/L", "g/L").replace("time,value,sd", "time,value [g/L],sd")).units == {
+        "P": "g/L"
+    }
+
+
+def test_a_limit_is_compared_with_the_observables_that_it_stands_beside(read: Reader) -> None:
+    text = "observable,time,value,unit,limit [mg/L]\nP,0,1,g/L,\nX,0,2,mg/L,0.1\n"
+    assert read(text).channels["X"].lowest is not None
+
+
+def test_the_unit_of_a_duration_is_that_of_time(read: Reader) -> None:
+    doses = pd.DataFrame({"time": [0.0], "amount": [1.0], "duration [min]": [30.0], "target": ["S"]})
+    with pytest.raises(
+        TableError, match=r"'duration \[min\]' is in 'min', but no table gives the unit of time"
+    ):
+        read("time,P\n0,1\n1,2\n", doses=doses)
+    with pytest.raises(TableError, match="gives times in 'min', the measurements in 'h'"):
+        read("time [h],P\n0,1\n1,2\n", doses=doses)
+    assert read("time [min],P\n0,1\n1,2\n", doses=doses).doses.duration.tolist() == [[30.0]]
+
+
+@pytest.mark.parametrize("what", ["doses", "inputs"])
+def test_a_unit_of_time_that_only_a_further_table_gives_is_told(read: Reader, what: str) -> None:
+    further = {
+        "doses": pd.DataFrame({"time [min]": [0.0], "amount": [1.0], "target": ["S"]}),
+        "inputs": pd.DataFrame({"time [min]": [0.0], "value": [1.0], "input": ["F"]}),
+    }
+    said: list[str] = []
+    assert read("time,P\n0,1\n1,2\n", said=said, **{what: further[what]}).units["time"] == "min"
+    words = "assay.csv gives no unit of time; it is taken to be min, as a further table says"
+    assert words in said[0]
+    read("time [min],P\n0,1\n1,2\n", said=said, **{what: further[what]})
+    assert words not in said[1]
+
+
 def test_units_of_further_tables_are_held_and_must_agree(read: Reader) -> None:
     doses = pd.DataFrame({"time [h]": [0, 1], "amount": [1, 2], "target": ["S", "X"], "unit": ["mg", "g"]})
     inputs = pd.DataFrame({"input": ["F"], "time": [0], "value [L/h]": [1.0]})
@@ -174,6 +285,19 @@ def test_ties_with_doses_are_told(read: Reader) -> None:
     read("time,P,after_dose\n0,1,no\n1,2,yes\n", doses=doses, said=said)
     assert "dose time" not in said[0]
     assert record.doses.duration.tolist() == [[0.5]]
+
+
+def test_ties_and_replicates_are_counted_by_measurement() -> None:
+    doses = Doses.at([1.0], [2.0], target="S")
+    mask = torch.tensor([[True, True, True]])
+    record = replace(
+        Experiments.on([[0.0, 1.0, 1.0]], ["P", "Q"], doses=doses),
+        channels={"P": Channel(mask), "Q": Channel(mask & torch.tensor([[True, True, False]]))},
+        after_dose=torch.tensor([[False, False, True]]),
+    )
+    assert ties(record) == 2
+    assert repeats(record.times, record.after_dose, mask) == 0
+    assert repeats(record.times, record.after_dose & False, mask) == 1
 
 
 def test_further_tables_name_experiments_as_the_first_one_does(read: Reader) -> None:

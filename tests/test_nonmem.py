@@ -147,6 +147,28 @@ def test_a_data_frame_serves_too() -> None:
         ("ID,TIME,DV\n1,0,x\n1,1,2\n", "row 2: DV is 'x', expected a number"),
         ("ID,TIME,DV\n1,,3\n1,1,2\n", "row 2: TIME is '', expected a number"),
         ("ID,TIM,DV\n1,0,3\n", "no column 'time'; .*did you mean 'TIM'"),
+        (
+            "ID,TIME,AMT,DV\n1,0,9,.\n1,2,.,3\n1,0,9,.\n1,2,.,2\n",
+            "row 4: TIME is 0, but 2 in a row of ID '1' above, .*; sort the rows, or give a second",
+        ),
+        ("ID,TIME,EVID,DV\n1,2,0,1\n1,,2,.\n1,1,0,2\n", "row 4: TIME is 1, but 2 in a row of ID '1' above"),
+        (
+            "ID,TIME [min],AMT,II [h],ADDL,DV\n1,0,9,1,1,.\n",
+            "'II .h.' is in 'h', but by the units of TIME it is 'min'",
+        ),
+        (
+            "ID,TIME,AMT,II [h],ADDL,DV\n1,0,9,1,1,.\n",
+            "by the units of TIME there is none; write them there too",
+        ),
+        (
+            "ID,TIME,CENS,LIMIT [ug/L],DV [mg/L]\n1,0,1,1,2\n",
+            "'LIMIT .ug/L.' .* units of DV it is 'mg/L'; convert",
+        ),
+        (
+            "ID,TIME [h],AMT [mg],RATE [g/h],DV\n1,0,9,1,.\n",
+            "'RATE .g/h.' .* units of AMT and TIME it is 'mg/h'",
+        ),
+        ("ID,TIME [h],AMT,RATE [mg/h],DV\n1,0,9,1,.\n", "'RATE .mg/h.' .* units of AMT and TIME there is none"),
         ("ID,TIME,AMT,DV\n1,0,9,.\n", "no observation; expected rows with EVID 0"),
         ("ID,TIME,AMT,DV\n1,0,9,.\n2,0,.,3\n", "ID '1' has doses, but no observation; leave its rows out"),
     ],
@@ -154,3 +176,33 @@ def test_a_data_frame_serves_too() -> None:
 def test_what_is_wrong_or_not_supported_is_named(read: Reader, text: str, message: str) -> None:
     with pytest.raises(TableError, match=message):
         read(text)
+
+
+def test_units_of_intervals_limits_and_rates_that_agree_are_no_matter(read: Reader) -> None:
+    head = "ID,TIME [h],AMT [mg],RATE [mg / h],ADDL,II [h],CENS,LIMIT [mg/L],DV [mg/L]\n"
+    record = read(head + "1,0,100,50,1,12,.,.,.\n1,1,.,.,.,.,1,1,2\n")
+    assert record.doses.time.tolist() == [[0.0, 12.0]]
+    assert record.units == {"time": "h", "concentration": "mg/L", "dose depot": "mg"}
+    assert read("ID,TIME,AMT,ADDL,II [h],DV\n1,08:00,5,1,12,.\n1,09:30,.,.,.,3\n").units["time"] == "h"
+
+
+@pytest.mark.parametrize("interval", [k / 10 for k in range(1, 30)] + [12.0, 24.0])
+def test_an_observation_at_a_further_dose_is_a_trough(read: Reader, interval: float) -> None:
+    troughs = [f"{k * interval:.1f}" for k in range(1, 11)]
+    rows = "".join(f"1,{time},.,.,.,3\n" for time in troughs)
+    said: list[str] = []
+    record = read(f"ID,TIME,AMT,II,ADDL,DV\n1,0,100,{interval},10,.\n{rows}", said=said)
+    assert record.doses.time[0, 1:].tolist() == record.times[0].tolist() == [float(time) for time in troughs]
+    assert "10 measurements fall on a dose time and are taken as before it" in said[0]
+
+
+def test_an_observation_beside_a_further_dose_is_left_where_it_is(read: Reader) -> None:
+    record = read("ID,TIME,AMT,II,ADDL,DV\n1,0,100,12,1,.\n1,11.9999,.,.,.,3\n2,12.0,.,.,.,3\n")
+    assert record.doses.time[0].tolist() == [0.0, 12.0]
+    assert record.times[0].tolist() == [11.9999]
+
+
+def test_each_id_begins_anew(read: Reader) -> None:
+    text = "ID,OCC,TIME,AMT,DV\n1,1,0,9,.\n1,1,2,.,3\n1,2,0,9,.\n1,2,2,.,2\n"
+    assert read(text, by="OCC").datasets == ("1", "2")
+    assert read(text.replace("\n1,2,", "\n2,2,")).times.tolist() == [[2.0], [2.0]]

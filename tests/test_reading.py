@@ -148,7 +148,10 @@ def test_a_damaged_file_is_named(tmp_path: Path, extra: str) -> None:
         ("time,P [mM],P [g/L]\n0,1,1\n1,2,2\n", r"2 columns for 'P': 'P \[mM\]', 'P \[g/L\]'"),
         ("time,P,unit\n0,1,mM\n1,2,mM\n", "write units into the headers"),
         ("time,P,Q,sd\n0,1,1,1\n1,2,2,1\n", "column 'sd' and several observables; name it after"),
-        ("time,P [mM],P sd [g/L]\n0,1,1\n1,2,1\n", "'P sd .g/L.' is in 'g/L' and 'P .mM.' in 'mM'"),
+        (
+            "time,P [mM],P sd [g/L]\n0,1,1\n1,2,1\n",
+            "'P sd .g/L.' is in 'g/L' and 'P' in 'mM'; give both in 'mM'",
+        ),
         ("time,P,P sd\n0,1,0\n1,2,1\n", r"row 2: 'P sd' is 0, expected above 0"),
         ("time,S0\n0,1\n1,1\n", "no column that changes within an experiment"),
         ("time,P\n0,\n1,NA\n2,1\n-1,2\n", "row 5: time is -1, expected 0 or later"),
@@ -158,6 +161,27 @@ def test_a_damaged_file_is_named(tmp_path: Path, extra: str) -> None:
 def test_what_is_wrong_is_named_by_file_row_and_column(read: Reader, text: str, message: str) -> None:
     with pytest.raises(TableError, match=message):
         read(text)
+
+
+@pytest.mark.parametrize("separator", [";", "\t"])
+def test_points_that_may_separate_thousands_are_told(read: Reader, separator: str) -> None:
+    def account(*numbers: str) -> str:
+        said: list[str] = []
+        rows = (f"{t}{separator}{number}\n" for t, number in enumerate(numbers))
+        read(f"time{separator}P\n" + "".join(rows), said=said)
+        return said[0]
+
+    words = "points are read as decimal points, {} as {}; if they separate thousands, write the numbers without"
+    assert words.format("1.000", "1") in account("1.000", "2.500")
+    assert words.format("12.500", "12.5") in account("<12.500", "40", "120.750")
+    for told in (("1.000", "2.5"), ("1.000", "0.500"), ("1000", "2000"), ("1,000", "2,500")):
+        assert "points are read" not in account(*told)
+
+
+def test_points_between_commas_are_decimal_points(read: Reader) -> None:
+    said: list[str] = []
+    read("time,P\n0,1.000\n1,2.000\n", said=said)
+    assert "points are read" not in said[0]
 
 
 def test_a_file_that_is_not_there_is_told_with_its_neighbour(tmp_path: Path) -> None:
@@ -240,6 +264,46 @@ def test_without_a_stated_limit_only_the_censored_rows_know_one(read: Reader) ->
     assert channel.lowest is None
     assert channel.unseen().lowest is not None
     assert values(read("time,P\n0,0\n1,<0.2\n2,0.3\n")) == [0.0, 0.2, 0.3]
+
+
+@pytest.mark.parametrize(
+    ("cells", "words"),
+    [
+        (
+            ("0", "<0.05", "0.3"),
+            "1 number lies below the limit that other rows of 'P' tell (0.05) and is taken as exact; "
+            "limits={'P': 0.05} says otherwise",
+        ),
+        (
+            ("0.01", "0.02", "<0.05", "<0.2", "0.1"),
+            "2 numbers lie below the limit that other rows of 'P' tell (0.05) and are taken as exact",
+        ),
+        (
+            ("25", ">20", "3"),
+            "1 number lies above the limit that other rows of 'P' tell (20) and is taken as exact; "
+            "limits={'P': (None, 20)} says otherwise",
+        ),
+    ],
+)
+def test_exact_numbers_beyond_the_limits_of_other_rows_are_told(
+    read: Reader, cells: tuple[str, ...], words: str
+) -> None:
+    def account(limits: dict[str, float] | None = None) -> str:
+        said: list[str] = []
+        read("time,P\n" + "".join(f"{t},{cell}\n" for t, cell in enumerate(cells)), said=said, limits=limits)
+        return said[0]
+
+    assert words in account()
+    if "below" in words:
+        assert "other rows" not in account({"P": 0.05})
+
+
+def test_exact_numbers_below_a_column_of_limits_with_gaps_are_told(read: Reader) -> None:
+    said: list[str] = []
+    read("time,P,limit\n0,0.02,\n1,0.5,0.1\n", said=said)
+    assert "1 number lies below the limit that other rows of 'P' tell (0.1)" in said[0]
+    read("time,P,limit\n0,0.2,\n1,0.5,0.1\n", said=said)
+    assert "other rows" not in said[1]
 
 
 @pytest.mark.parametrize("header", ["limit", "LOD", "lowest", "P limit", "P_LLOQ"])

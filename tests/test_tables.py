@@ -75,6 +75,30 @@ def test_every_field_survives_the_round_trip() -> None:
     torch.testing.assert_close(again.inputs["feed"].value, record.inputs["feed"].value)
 
 
+def test_a_copy_with_replicates_is_read_without_a_warning(tmp_path: Path) -> None:
+    rows = pd.DataFrame(
+        {"well": ["A", "A", "A", "B"], "time": [0, 1, 1, 1], "P": [1, 2, 2.0, 3], "Q": [1, 2, 3, 4]}
+    )
+    with pytest.warns(UserWarning, match="rows 4"):
+        record = read_table(rows.assign(Q=[1, 2, 2, 4]), by="well", say=False)
+    tables = to_tables(record)
+    tables.measurements.to_csv(tmp_path / "copy.csv", index=False)
+    again = read_table(tmp_path / "copy.csv", say=False)  # a warning is an error here
+    (one, other), (same, _) = record.split(), again.split()
+    assert same.times.tolist() == one.times.tolist() == [[0.0, 1.0, 1.0]]
+    for name in ("P", "Q"):
+        number = same.channels[name].replicate
+        assert number is not None
+        assert number.tolist() == [[1, 1, 2]]
+    assert "replicate" not in to_tables(other).measurements
+
+
+def test_replicates_before_and_after_a_dose_are_numbered_apart() -> None:
+    rows = pd.DataFrame({"time": [1, 1, 1], "P": [1.0, 2.0, 2.5], "after_dose": [False, True, True]})
+    table = to_tables(read_table(rows, observables=["P"], say=False)).measurements
+    assert table["replicate"].tolist() == [1, 1, 2]
+
+
 UNITS = {
     "time": "h",
     "P": "mM",

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ampost.experiments import INTERVAL, LEFT, RIGHT, Channel, Doses, Experiments
+from ampost.experiments import INTERVAL, LEFT, RIGHT, Channel, Experiments
 
-KINDS = {LEFT: "below a limit", RIGHT: "above a limit", INTERVAL: "within an interval"}
+KINDS = {LEFT: "below a limit", RIGHT: "above a limit", INTERVAL: "in an interval"}
 MOST = 6  # names that are listed one by one
 
 
@@ -55,7 +55,7 @@ def _channel(name: str, channel: Channel, record: Experiments) -> str:
     for part, said in ((channel.lowest, "lowest told"), (channel.highest, "highest told")):
         if part is not None and bool((channel.mask & part.isfinite()).any()):
             words.append(f"{said} {_span(part[channel.mask & part.isfinite()])}")
-    repeated = _replicates(channel, record)
+    repeated = repeats(record.times, record.after_dose, channel.mask)
     if repeated:
         words.append(_count(repeated, "replicate"))
     if channel.sd is not None:
@@ -65,14 +65,10 @@ def _channel(name: str, channel: Channel, record: Experiments) -> str:
     return f"{_named(record, name)}: {', '.join(words)}"
 
 
-def _replicates(channel: Channel, record: Experiments) -> int:
-    """Measurements beyond the first at their time."""
-    mask = channel.mask.reshape(-1, channel.mask.shape[-1])
-    times = record.times.reshape(mask.shape)
-    after = record.after_dose.reshape(mask.shape)
-    looks = [
-        list(zip(t[m].tolist(), a[m].tolist(), strict=True)) for t, a, m in zip(times, after, mask, strict=True)
-    ]
+def repeats(times: Tensor, after_dose: Tensor, mask: Tensor) -> int:
+    """Measurements beyond the first at their time in their experiment; shapes (..., time)."""
+    rows = (part.reshape(-1, mask.shape[-1]) for part in (times, after_dose, mask))
+    looks = [list(zip(t[m].tolist(), a[m].tolist(), strict=True)) for t, a, m in zip(*rows, strict=True)]
     return sum(len(here) - len(set(here)) for here in looks)
 
 
@@ -88,15 +84,16 @@ def _doses(record: Experiments) -> list[str]:
                 f"into {target}: {_count(int(here.sum()), 'dose')} of {_span(doses.amount[here])}"
                 f"{_unit(record, f'dose {target}')}{long}"
             )
-    ties = _ties(record, doses)
-    if ties:
-        takes = "falls on a dose time and is" if ties == 1 else "fall on a dose time and are"
-        lines.append(f"{_count(ties, 'measurement')} {takes} taken as before it; after_dose says otherwise")
+    tied = ties(record)
+    if tied:
+        takes = "falls on a dose time and is" if tied == 1 else "fall on a dose time and are"
+        lines.append(f"{_count(tied, 'measurement')} {takes} taken as before it; after_dose says otherwise")
     return lines
 
 
-def _ties(record: Experiments, doses: Doses) -> int:
+def ties(record: Experiments) -> int:
     """Measurements at the time of a dose of their experiment that are not said to come after it."""
+    doses = record.doses
     at = (record.times[..., :, None] == doses.time[..., None, :]) & doses.mask[..., None, :]
     tied = at.any(-1) & ~record.after_dose
     return sum(int((channel.mask & tied).sum()) for channel in record.channels.values())

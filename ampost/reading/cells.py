@@ -26,6 +26,7 @@ COMMA = re.compile(rf"[-+]?(?:\d+,\d*|,\d+){EXPONENT}")
 THOUSANDS = re.compile(r"[-+]?\d{1,3}(?:,\d{3})+(?:\.\d+)?")
 BEYOND = re.compile(r"([<>≤≥])\s*=?\s*(.*)")
 WITH_UNIT = re.compile(r"[-+]?[\d.,]+\s*[A-Za-zµμ%°].*")
+GROUPED = re.compile(r"[-+]?[1-9]\d{0,2}\.\d{3}")
 FRACTION = re.compile(r"[-+]?(?:\d+\.\d+|\.\d+)" + EXPONENT)
 
 
@@ -112,6 +113,13 @@ def has_decimal_commas(cells: Iterable[object], separator: str) -> bool:
             if COMMA.fullmatch(written) and (separator != "," or not THOUSANDS.fullmatch(written)):
                 return True
     return False
+
+
+def like_thousands(cells: Iterable[object]) -> str | None:
+    """The first number with a point, if in all of them it may separate thousands, as in '1.000'; else None."""
+    written = [cell.strip().lstrip("<>≤≥= ") for cell in cells if isinstance(cell, str)]
+    fractions = [number for number in written if FRACTION.fullmatch(number)]
+    return fractions[0] if fractions and all(GROUPED.fullmatch(number) for number in fractions) else None
 
 
 def why_no_number(cell: object, comma: bool) -> str:

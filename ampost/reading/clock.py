@@ -24,6 +24,7 @@ TIME = (
 STAMP = re.compile(rf"(?:{DATE})?(?:(?:\s*[T,]\s*|\s+)?(?:{TIME}))?")
 ISO = "write it as 2026-03-31 09:30"
 DAY = 86400.0
+LONGEST = DAY / 2  # over midnight; a longer step is more likely back in time
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,8 @@ def hours(
     Times of day rise within each of `sequences`, so a smaller one is of the next day.
 
     Raises:
-        TableError: a cell that is no time, a day and month that may be confused, a time before the start.
+        TableError: a cell that is no time, a day and month that may be confused, a time before the start, a
+            step over midnight that is nearly a day.
     """
     _refuse_unit(table, column)
     moments = _moments(table, column)
@@ -105,8 +107,11 @@ def hours(
                 f"others, or the start, have none; {ISO}, all with dates"
             )
         if moment.day is None:
-            moment, rolled = _on_its_day(moment, last.get(sequence), zero, clock.told)
-            midnights += [i] if rolled else []
+            before = last.get(sequence)
+            moment, rolled = _on_its_day(moment, before, zero, clock.told)
+            if rolled:
+                _refuse_long_step(table, column, i, before or zero, moment)
+                midnights.append(i)
             last[sequence] = moment
         since = round((moment.absolute - zero.absolute) / 3600, 9)
         if since < 0:
@@ -132,6 +137,17 @@ def _on_its_day(moment: Moment, before: Moment | None, zero: Moment, told: bool)
     days = max(days, 0)
     passed = math.floor(previous.seconds / DAY)
     return Moment(moment.seconds + DAY * days), days > passed
+
+
+def _refuse_long_step(table: Table, column: Column, i: int, before: Moment, moment: Moment) -> None:
+    """Raise where a step over midnight is so long that the rows may not be in the order of time."""
+    step = moment.seconds - before.seconds
+    if step > LONGEST:
+        raise TableError(
+            f"{table.at(i)}: {shown(column)} is {text(column.cells[i])!r} after {spelt(before)}, which may be "
+            f"{step / 3600:.3g} h later, over midnight, or rows out of order; sort the rows by time and tell "
+            f"experiments and replicates apart by columns, or give dates: {ISO}"
+        )
 
 
 def _early(table: Table, column: Column, i: int, zero: Moment) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from ampost.errors import TableError
 from ampost.reading.clock import Clock
 from ampost.reading.entries import Breakpoint, Dose, Key, same_units
-from ampost.reading.headings import Table, refuse_doubles, shown
+from ampost.reading.headings import Column, Table, refuse_doubles, shown
 from ampost.reading.keys import Keyed, Names, keyed_like
 from ampost.reading.measurements import units_by
 from ampost.reading.times import Begin, Times, times_of
@@ -78,8 +78,8 @@ def doses_of(table: Table, frame: Frame) -> tuple[list[Dose], dict[str, str]]:
                 f"that the infusion takes"
             )
     units = _units(own, targets, own["amount"].unit, "dose ")
-    duration_unit = own["duration"].unit if "duration" in own else None
-    _same_time_unit(own, frame.time_unit or time_unit, duration_unit)
+    if "duration" in own:
+        _refuse_duration_unit(own, own["duration"], frame.time_unit or time_unit)
     found = [
         Dose(*values) for values in zip(keyed.keys, times.values, amounts, durations, targets, strict=True)
     ]
@@ -180,6 +180,15 @@ def _same_time_unit(table: Table, expected: str | None, unit: str | None) -> Non
         raise TableError(
             f"{table.where} gives times in {unit!r}, the measurements in {expected!r}; give them alike"
         )
+
+
+def _refuse_duration_unit(table: Table, column: Column, time_unit: str | None) -> None:
+    if column.unit and not time_unit:
+        raise TableError(
+            f"{table.where}: {shown(column)} is in {column.unit!r}, but no table gives the unit of time; write "
+            f"it into the header of the times, as in 'time [{column.unit}]'"
+        )
+    _same_time_unit(table, time_unit, column.unit)
 
 
 def _units(table: Table, names: Sequence[str], unit: str | None, prefix: str) -> dict[str, str]:

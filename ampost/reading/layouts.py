@@ -99,10 +99,11 @@ def _wide(table: Table, keys: Sequence[Key], observables: Sequence[str] | None) 
     if observables is None:
         held, said = numeric(single)
         said += _hints(single, held)
-        steady = [c for c in held if _is_steady(table, c, keys)]
+        told_apart = len(set(keys)) < len(keys)
+        steady = [c for c in held if told_apart and _is_steady(table, c, keys)]
         measured_columns = [c for c in held if c not in steady]
         conditions, covariates = tuple(steady), tuple[Column, ...]()
-        said += _in_words(measured_columns, steady)
+        said += _in_words(measured_columns, steady, told_apart)
     else:
         measured_columns = [c for name in observables for c in _observable(table, single, name)]
         others = [c for c in single if c not in measured_columns]
@@ -130,10 +131,17 @@ def _observable(table: Table, columns: Sequence[Column], name: str) -> list[Colu
     return found
 
 
-def _in_words(measured_columns: Sequence[Column], steady: Sequence[Column]) -> list[str]:
+def _in_words(measured_columns: Sequence[Column], steady: Sequence[Column], told_apart: bool) -> list[str]:
+    """What is a condition and what is measured; `told_apart` says that an experiment has two rows."""
+    several = dict.fromkeys(c.name for c in measured_columns)
+    names = ", ".join(several) or "nothing"
+    if not told_apart and len(several) > 1:
+        return [
+            f"each experiment has one row, so nothing tells conditions from what is measured; all are taken as "
+            f"measured: {names} (observables=[...] says otherwise)"
+        ]
     if not steady:
         return []
-    names = ", ".join(dict.fromkeys(c.name for c in measured_columns)) or "nothing"
     constant = ", ".join(c.name for c in steady)
     return [
         f"never changes within an experiment, so it is a condition: {constant}; measured: {names} "
@@ -160,12 +168,6 @@ def _beside(
     table: Table, column: Column, pairs: Sequence[tuple[Column, str, str]], all_measured: Sequence[Column]
 ) -> dict[str, Column]:
     found = {told: other for other, name, told in pairs if name == column.name}
-    for told, other in found.items():
-        if other.unit not in (None, column.unit):
-            raise TableError(
-                f"{table.where}: {other.header!r} is in {other.unit!r} and {column.header!r} in "
-                f"{column.unit or 'no unit'!r}; give {told} in the unit of {column.name!r}"
-            )
     bare = [name for name in BESIDE if name in table]
     if bare and len({c.name for c in all_measured}) > 1:
         raise TableError(
@@ -193,11 +195,15 @@ def numeric(columns: Sequence[Column]) -> tuple[list[Column], list[str]]:
 
 def _hints(columns: Sequence[Column], held: Sequence[Column]) -> list[str]:
     """What columns of text may be good for that have several values, each in several rows."""
-    return [
-        f"if {column.header!r} tells experiments or data sets apart, say experiments={column.name!r} or by="
-        for column in columns
-        if column not in held and 1 < len({text(cell) for cell in column.cells}) <= len(column.cells) / 2
-    ]
+    said = []
+    for column in columns:
+        labels = [text(cell) for cell in column.cells if not is_missing(cell)]
+        if column not in held and 1 < len(set(labels)) <= len(labels) / 2:
+            said.append(
+                f"if {column.header!r} tells experiments or data sets apart, say experiments={column.name!r} "
+                f"or by="
+            )
+    return said
 
 
 def parted(
@@ -220,12 +226,12 @@ def parted(
 
 
 def _is_steady(table: Table, column: Column, keys: Sequence[Key]) -> bool:
-    """Whether a column of a wide table has one value in all rows, two or more, of each experiment."""
+    """Whether a column of a wide table has one value in all rows of each experiment, of a single one too."""
     values: dict[Key, list[float]] = {}
     for key, cell in zip(keys, column.cells, strict=True):
         value = number(cell, table.comma)
         values.setdefault(key, []).append(math.nan if value is None else value)
-    return all(len(told) > 1 and len(set(told)) == 1 and not math.isnan(told[0]) for told in values.values())
+    return all(len(set(told)) == 1 and not math.isnan(told[0]) for told in values.values())
 
 
 def refuse_mixed(table: Table, groups: Sequence[Hashable], times: Sequence[float]) -> None:
@@ -237,7 +243,7 @@ def refuse_mixed(table: Table, groups: Sequence[Hashable], times: Sequence[float
         TableError: with the argument that tells the experiments apart.
     """
     further = [c for c in table.columns if c.name not in KNOWN.values()]
-    apart = [c for c in further if _tells_apart(c, groups, times)]
+    apart = _leading([c for c in further if _tells_apart(c, groups, times)])
     if apart:
         column = apart[0]
         labels = list(dict.fromkeys(text(cell) for cell in column.cells if not is_missing(cell)))
@@ -248,6 +254,25 @@ def refuse_mixed(table: Table, groups: Sequence[Hashable], times: Sequence[float
             f"{some} at the same times; add a column 'experiment', or say experiments={names} if each value is "
             f"an experiment of its own (experiments=[] if all rows are of one)"
         )
+
+
+def _leading(columns: Sequence[Column]) -> list[Column]:
+    """The columns without those that another one settles; of two that settle each other the first stays."""
+    return [
+        column
+        for k, column in enumerate(columns)
+        if not any(
+            _settles(other, column) and (j < k or not _settles(column, other))
+            for j, other in enumerate(columns)
+            if j != k
+        )
+    ]
+
+
+def _settles(one: Column, other: Column) -> bool:
+    """Whether each value of one column stands beside one value of the other."""
+    labels = [text(cell) for cell in one.cells]
+    return len(set(zip(labels, map(text, other.cells), strict=True))) == len(set(labels))
 
 
 def _tells_apart(column: Column, groups: Sequence[Hashable], times: Sequence[float]) -> bool:

@@ -83,14 +83,21 @@ def measurements(
                 columns={name: values[i] for name, values in covariates.items()},
             )
             found.append(entry)
+    units = _units(table, plan, observables)
+    _refuse_other_units(table, plan, observables, units)
     entries, aside = whole_columns(_own_limits(found))
     present = {m.observable for m in entries}
-    said = [*missing_in_words(table, missing), *_clipped_in_words(counts), *aside]
+    said = [
+        *missing_in_words(table, missing),
+        *_clipped_in_words(counts),
+        *_beyond_in_words(entries, channels),
+        *aside,
+    ]
     return Measurements(
         entries,
         tuple(c for c in channels if c in present),
         conditions_by(table, keys, plan.conditions),
-        _units(table, plan, observables),
+        units,
         tuple(said),
     )
 
@@ -295,6 +302,7 @@ def whole_columns(found: Sequence[Measurement]) -> tuple[tuple[Measurement, ...]
 
 
 def conditions_by(table: Table, keys: Sequence[Key], columns: Sequence[Column]) -> dict[Key, dict[str, float]]:
+    """The first number of each of `columns` in the rows of each experiment, by name."""
     found: dict[Key, dict[str, float]] = {key: {} for key in keys}
     for column in columns:
         for key, value in zip(keys, table.numbers(column), strict=True):
@@ -311,6 +319,22 @@ def _units(table: Table, plan: Layout, observables: Sequence[str]) -> dict[str, 
         names = [source.observable] if source.observable else list(dict.fromkeys(observables))
         given += [{name: unit} for name in names if unit]
     return same_units(*given, _unit_column(table, observables) if "unit" in table else {})
+
+
+def _refuse_other_units(
+    table: Table, plan: Layout, observables: Sequence[str], units: Mapping[str, str]
+) -> None:
+    """Raise for a standard deviation, limit or end that has another unit than what it stands beside."""
+    for source in plan.sources:
+        names = observables or [source.observable or ""] * len(table.rows)
+        for other in (column for column in source.beside.values() if column.unit):
+            for name, cell in zip(names, other.cells, strict=True):
+                if units.get(name) != other.unit and not is_missing(cell):
+                    fix = f"give both in {units[name]!r}" if name in units else f"give the unit of {name!r} too"
+                    raise TableError(
+                        f"{table.where}: {other.header!r} is in {other.unit!r} and {name!r} in "
+                        f"{units.get(name, 'no unit')!r}; {fix}"
+                    )
 
 
 def _unit_column(table: Table, observables: Sequence[str]) -> dict[str, str]:
@@ -340,6 +364,7 @@ def units_by(table: Table, names: Sequence[str], column: Column) -> dict[str, st
 
 
 def missing_in_words(table: Table, missing: Sequence[int]) -> list[str]:
+    """How many values are missing, one for each place in `missing`, and in which rows of the file."""
     if not missing:
         return []
     rows = list(dict.fromkeys(str(table.rows[i]) for i in missing))
@@ -352,3 +377,37 @@ def _clipped_in_words(counts: Counter[str]) -> list[str]:
         f"{count} number{'' if count == 1 else 's'} {what}, taken as censored there"
         for what, count in counts.items()
     ]
+
+
+def _beyond_in_words(found: Sequence[Measurement], channels: Sequence[str]) -> list[str]:
+    """Exact numbers beyond every limit that other rows of their observable tell."""
+    said = []
+    for observable in channels:
+        mine = [m for m in found if m.observable == observable]
+        for kind, (side, _) in WORDS.items():
+            limits, values = _limits_of(mine, kind), _without_limit(mine, kind)
+            outermost = (min if kind == LEFT else max)(limits, default=math.nan)
+            count = sum(v < outermost if kind == LEFT else v > outermost for v in values)
+            if count:
+                takes = "1 number lies" if count == 1 else f"{count} numbers lie"
+                pair = f"{outermost:g}" if kind == LEFT else f"(None, {outermost:g})"
+                said.append(
+                    f"{takes} {side} the limit that other rows of {observable!r} tell ({outermost:g}) and "
+                    f"{'is' if count == 1 else 'are'} taken as exact; limits={{{observable!r}: {pair}}} says "
+                    f"otherwise"
+                )
+    return said
+
+
+def _limits_of(found: Sequence[Measurement], kind: int) -> list[float]:
+    """The limits that censored values and columns of limits tell."""
+    own = (getattr(m, WORDS[kind][1]) for m in found)
+    return [
+        *(m.value for m in found if m.censoring == kind),
+        *(limit for limit in own if limit is not None and math.isfinite(limit)),
+    ]
+
+
+def _without_limit(found: Sequence[Measurement], kind: int) -> list[float]:
+    """The exact values whose rows tell no limit."""
+    return [m.value for m in found if not m.censoring and getattr(m, WORDS[kind][1]) is None]

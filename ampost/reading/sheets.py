@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 
 from ampost.errors import TableError
-from ampost.reading.cells import has_decimal_commas, is_missing, number, text
+from ampost.reading.cells import has_decimal_commas, is_missing, like_thousands, number, text
 from ampost.spelling import nearest
 
 Source = str | Path | pd.DataFrame
@@ -228,6 +228,12 @@ def _sheet(
         notes.append(f"column {', '.join(bare)} has no header and is left aside")
     kept = tuple([row[k] for k in named] for row in cells)
     comma = has_decimal_commas((cell for row in kept for cell in row), separator or ",")
+    unclear = like_thousands(cell for row in kept for cell in row) if separator in {";", "\t"} else None
+    if unclear and not comma:
+        notes.append(
+            f"points are read as decimal points, {unclear} as {float(unclear):g}; if they separate thousands, "
+            f"write the numbers without them"
+        )
     words = SEPARATORS.get(separator, "") + (", decimal commas" if comma else "")
     return Sheet(
         tuple(headers[k] for k in named), kept, tuple(rows), where, comma, words.strip(", "), tuple(notes)
