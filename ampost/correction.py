@@ -103,6 +103,13 @@ def correct(
     khat_network = _khat_alone(plain, flow)
     proposal, rate, shaped_by = _adapt(plain, flow, prior, exact, derive(seed, "adapt"))
     final = _final(proposal, exact, rate, derive(seed, "final"), budget)
+    if not _good(final) and float(importance.kish(final.log_weight)) >= 10 * final.z.shape[-1]:
+        # many draws know better than few where the proposal is thin
+        proposal = _mixture(
+            _fitted(final.z, final.log_weight, derive(seed, "refit")), flow, prior, _share(final)
+        )
+        trial = importance.draw_round(proposal, exact, ROUND, derive(seed, "retrial"))
+        final, shaped_by = _final(proposal, exact, _rate(trial), derive(seed, "refined"), budget), "weights"
     if _good(final):
         return _accepted(final, exact, khat_network, shaped_by, derive(seed, "equal"), budget)
     found = _from_prior(model, data, exact, derive(seed, "smc"), max(budget.draws, ROUND))
