@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from math import comb
 from typing import Any
@@ -27,16 +28,21 @@ from ampost.nets import DeepSet
 from ampost.ode.problem import Status
 from ampost.passes import Holding, noise_of
 from ampost.program import is_observation
+from ampost.results import unlimited
+from ampost.scales import Scaled, exact, suspect
 from ampost.seeds import derive
 from ampost.tokens import MOST, scaling_of, tokens
 from ampost.units import assumed
-from ampost.wording import account, mistaken, number, schema
+from ampost.wording import account, mistaken, number, rescaled, schema
 
 Array = NDArray[np.float64]
 DRAWS, CHUNK = 1_000, 250
-SECONDS = 4.0  # for prior draws; where the solver is slow there are fewer of them
+SECONDS = 3.0  # for prior draws; where the solver is slow there are fewer of them
 TIMED = 256  # simulations that are timed, and rows of the batch
 DENSITY_STEP = 0.02  # seconds of a training step for one density, which is beside its data and embedding
+UNITS_SECONDS = 1.5  # for other units of times, conditions, doses, inputs and channels
+COVERED = 0.95  # the share of a channel's data in the 99 % band below which it is a concern
+MOSTLY = 0.8  # the share below which what lies outside is no matter of outliers
 FAR = 1.0  # decades between data and model from which on a unit may be wrong
 FEW = 3  # failures from which on their region is looked for
 CERTAIN = 0.01  # a region of failures is named if chance would find one with less than this probability
@@ -83,10 +89,16 @@ class Drawn:
     example: str
 
 
-def check(model: Model, data: Experiments, seed: int = 0) -> Check:
+def check(model: Model, data: Experiments, seed: int = 0, settings: Settings | None = None) -> Check:
     """Compare data with what a model expects before any training: units, coverage, failures, cost.
 
-    Several data sets are looked at together. Nothing is trained; the solver and one batch are timed.
+    Several data sets are looked at together. Nothing is trained; the solver and one batch are timed, for a
+    training by `settings`.
+
+    A wrong unit shows where sizes are far from the design or the prior predictive, or where other units of
+    times, conditions, doses, inputs or one channel explain the data far better. It cannot be seen where
+    the parameters make up for it within their priors (times 60 times too long, where all rates may be 60 times
+    lower), or where the data hardly depend on the quantity (a substrate far above saturation).
 
     Raises:
         ExperimentError: data that the program cannot score.
@@ -102,10 +114,12 @@ def check(model: Model, data: Experiments, seed: int = 0) -> Check:
     sizes = {name: found for name in names if (found := _sizes(name, records, drawn)) is not None}
     inside = {name: _inside(name, records, drawn) for name in names}
     outside = tuple(dict.fromkeys(said for record in records for said in model.design.outside(record)))
-    concerns = (*_design_concerns(model, records), *_concerns(model, sizes, inside, outside))
+    concerns = _design_concerns(model, records)
+    wrong = None if concerns else _wrong(model, records, drawn, sizes, inside, derive(seed, "units"))
+    concerns += _concerns(model, sizes, inside, outside, wrong)
     failures, regions, failed = _failures(model, drawn)
     read = tuple(tokens_of(record, e) for record in records for e in range(record.count) if record.live[e])
-    training, cost = _training(model, derive(seed, "training"))
+    training, cost = _training(model, settings or Settings(), derive(seed, "training"))
     shares = ", ".join(f"{name} {_percent(share)}" for name, share in inside.items())
     lines = [
         *(["Look at this first:", *(f"  - {said}" for said in concerns)] if concerns else []),
@@ -120,7 +134,7 @@ def check(model: Model, data: Experiments, seed: int = 0) -> Check:
     return Check(
         text="\n".join(lines),
         figure=plots.prior_predictive(values, records, {**records[0].units, **model.units}),
-        concerns=concerns,
+        concerns=tuple(concerns),
         inside=inside,
         ratios={name: size.seen / size.expected for name, size in sizes.items()},
         simulations=sum(len(prior.status) for prior in drawn),
@@ -132,21 +146,49 @@ def check(model: Model, data: Experiments, seed: int = 0) -> Check:
     )
 
 
+def _wrong(
+    model: Model,
+    records: Sequence[Experiments],
+    drawn: Sequence[Drawn],
+    sizes: Mapping[str, Size],
+    inside: Mapping[str, float],
+    seed: int,
+) -> Scaled | None:
+    """The quantity whose unit is probably wrong, looked for in the data set with most measurements."""
+    pairs = zip(records, drawn, strict=True)
+    record, prior = max(pairs, key=lambda pair: sum(int(c.mask.sum()) for c in pair[0].channels.values()))
+    conspicuous = any(size.far for size in sizes.values()) or min(inside.values()) < MOSTLY
+    looked = record if conspicuous else _typical(record, prior)
+    return suspect(model, looked, conspicuous, UNITS_SECONDS, seed)
+
+
 def _concerns(
-    model: Model, sizes: Mapping[str, Size], inside: Mapping[str, float], outside: Sequence[str]
+    model: Model,
+    sizes: Mapping[str, Size],
+    inside: Mapping[str, float],
+    outside: Sequence[str],
+    wrong: Scaled | None,
 ) -> list[str]:
-    """What is wrong with the values: their size, their place in the prior predictive, their design."""
+    """What is wrong with the values: their size, their place in the prior predictive, their design.
+
+    Where a condition or time is `wrong`, the sizes of channels follow from it and are not mentioned.
+    """
     units = model.units
+    far = {name: size for name, size in sizes.items() if size.far}
+    if wrong is not None and wrong.whose != "data":
+        far = {}
+    said = [
+        mistaken(name, units.get(name), size.seen, size.expected, "the model expects")
+        for name, size in far.items()
+    ]
+    if wrong is not None and wrong.name not in far:
+        said.insert(0, rescaled(wrong.name, units.get(wrong.name), wrong.factor, wrong.gain, wrong.whose))
     return [
-        *(
-            mistaken(name, units.get(name), size.seen, size.expected, "the model expects")
-            for name, size in sizes.items()
-            if size.far
-        ),
+        *said,
         *(
             f"{name}: {_percent(1 - share)} of the data lie outside the 99 % band of the prior predictive."
             for name, share in inside.items()
-            if share < 0.95
+            if share < COVERED
         ),
         *(f"Outside the design: {said}." for said in outside),
     ]
@@ -184,7 +226,7 @@ def _drawn(model: Model, record: Experiments, draws: int, seconds: float, seed: 
 
 def _chunk(model: Model, record: Experiments, seed: int) -> Drawn:
     holding = Holding(model.solver)
-    looks = _unlimited(record).expand((CHUNK,))
+    looks = unlimited(record).expand((CHUNK,))
     with torch.no_grad(), Noises() as noises:
         simulated = model.simulate_at(None, looks, seed, solver=holding)
     status = torch.zeros(CHUNK, dtype=torch.long)
@@ -204,39 +246,38 @@ def _chunk(model: Model, record: Experiments, seed: int) -> Drawn:
     )
 
 
-def _unlimited(record: Experiments) -> Experiments:
-    """The looks without values and without limits of detection, which would hide a wrong unit."""
-    looks = record.without_values()
-    return replace(
-        looks,
-        channels={
-            name: replace(channel, lowest=None, highest=None, width=None)
-            for name, channel in looks.channels.items()
-        },
-    )
-
-
 def _inside(name: str, records: Sequence[Experiments], drawn: Sequence[Drawn]) -> float:
-    """The share of a channel's data in the central 99 % of prior draws; a censored value by what it allows."""
-    held = total = 0
-    for record, prior in zip(records, drawn, strict=True):
-        channel = record.channels[name]
-        mask = channel.mask.numpy()
-        if channel.values is None or not mask.any():
-            continue
-        solved = prior.values[name][(prior.status == 0).numpy()][:, mask]
-        if not len(solved):
-            total += int(mask.sum())
-            continue
-        low, high = np.quantile(solved, [0.005, 0.995], axis=0)
-        values = channel.values[channel.mask].numpy()
-        code = np.zeros(len(values)) if channel.censoring is None else channel.censoring[channel.mask].numpy()
-        upper = values if channel.upper is None else channel.upper[channel.mask].numpy()
-        top = np.where(code == INTERVAL, upper, np.where(code == RIGHT, np.inf, values))
-        bottom = np.where(code == LEFT, -np.inf, values)
-        held += int(((top >= low) & (bottom <= high)).sum())
-        total += len(values)
-    return held / total if total else 1.0
+    """The share of a channel's data in the central 99 % of prior draws."""
+    within = np.concatenate(
+        [_within(name, record, prior) for record, prior in zip(records, drawn, strict=True)]
+    )
+    return float(within.mean()) if len(within) else 1.0
+
+
+def _within(name: str, record: Experiments, prior: Drawn) -> NDArray[np.bool_]:
+    """Which measurements lie in the central 99 % of prior draws; a censored one by what it allows."""
+    channel = record.channels[name]
+    mask = channel.mask.numpy()
+    solved = prior.values[name][(prior.status == 0).numpy()][:, mask]
+    if channel.values is None or not solved.size:
+        return np.zeros(0 if channel.values is None else int(mask.sum()), dtype=bool)
+    low, high = np.quantile(solved, [0.005, 0.995], axis=0)
+    values = channel.values[channel.mask].numpy()
+    code = np.zeros(len(values)) if channel.censoring is None else channel.censoring[channel.mask].numpy()
+    upper = values if channel.upper is None else channel.upper[channel.mask].numpy()
+    top = np.where(code == INTERVAL, upper, np.where(code == RIGHT, np.inf, values))
+    bottom = np.where(code == LEFT, -np.inf, values)
+    return np.asarray((top >= low) & (bottom <= high))
+
+
+def _typical(record: Experiments, prior: Drawn) -> Experiments:
+    """The record without the measurements outside the band: a few outliers are no wrong unit."""
+    channels = {}
+    for name, channel in record.channels.items():
+        mask = channel.mask.clone()
+        mask[channel.mask] = torch.from_numpy(_within(name, record, prior))
+        channels[name] = replace(channel, mask=mask)
+    return replace(record, channels=channels)
 
 
 @dataclass(frozen=True)
@@ -268,11 +309,11 @@ def _sizes(name: str, records: Sequence[Experiments], drawn: Sequence[Drawn]) ->
     seen, expected = [], []
     for record, prior in zip(records, drawn, strict=True):
         channel = record.channels[name]
-        exact = channel.mask if channel.censoring is None else channel.mask & (channel.censoring == 0)
-        if channel.values is not None and bool(exact.any()):
-            seen.append(channel.values[exact].abs().numpy())
+        known = exact(channel)
+        if channel.values is not None and bool(known.any()):
+            seen.append(channel.values[known].abs().numpy())
             solved = prior.values[name][(prior.status == 0).numpy()]
-            expected.append(np.abs(solved[:, exact.numpy()]))
+            expected.append(np.abs(solved[:, known.numpy()]))
     draws = min((len(e) for e in expected), default=0)
     if not draws:
         return None
@@ -377,9 +418,9 @@ def tokens_of(record: Experiments, e: int) -> int:
     return sum(min(count, MOST) for count in counts)
 
 
-def _training(model: Model, seed: int) -> tuple[float, str]:
-    """Estimated seconds of training by the default settings, and how they come about."""
-    settings = Settings()
+def _training(model: Model, settings: Settings, seed: int) -> tuple[float, str]:
+    """Estimated seconds of a training by `settings`, and how they come about."""
+    schedule = settings.schedule
     try:
         banks.build(model, 16, derive(seed, "warm"), show=False)
         began = time.perf_counter()
@@ -389,14 +430,30 @@ def _training(model: Model, seed: int) -> tuple[float, str]:
         return float("inf"), f"Training is not possible: {error}"
     densities = 1 + (model.design.experiments[1] if any(site.local for site in model.sites()) else 0)
     density = DENSITY_STEP * densities
-    step = _step(model, bank, settings, derive(seed, "step")) + density
-    solving, learning = settings.simulations / rate, settings.schedule.steps * step
+    with _one_thread():
+        step = _step(model, bank, settings, derive(seed, "step")) + density
+    solving, learning = settings.simulations / rate, min(schedule.steps * step, schedule.seconds)
+    steps = f"{schedule.steps:,} steps of {1000 * step:.0f} ms at most {_duration(learning)}"
+    if learning < schedule.steps * step:
+        made = f"about {learning / step:,.0f} of {schedule.steps:,}"
+        steps = f"steps of {1000 * step:.0f} ms are made for {_duration(learning)}, {made}"
     return solving + learning, (
-        f"Training by the default settings takes about {_duration(solving + learning)} on this machine: "
+        f"Training takes about {_duration(solving + learning)} on this machine: "
         f"{settings.simulations:,} simulations at {number(rate)} per second take {_duration(solving)}, "
-        f"{settings.schedule.steps:,} steps of {1000 * step:.0f} ms at most {_duration(learning)}. Measured on "
-        f"{TIMED} simulations and one batch; {1000 * density:.0f} ms a step are assumed for the density."
+        f"{steps}. Measured by one thread on {TIMED} simulations and one batch; {1000 * density:.0f} ms a step "
+        f"are assumed for the density."
     )
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """torch on one thread, as many as a training has at least."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _step(model: Model, bank: Bank, settings: Settings, seed: int) -> float:
@@ -404,7 +461,7 @@ def _step(model: Model, bank: Bank, settings: Settings, seed: int) -> float:
     index = torch.randint(len(bank), (settings.batch,), generator=torch.Generator().manual_seed(seed))
     channels = tuple(name for name in model.channels if name in model.design.channels)
     sizes, network, taken = settings.architecture, None, [float("inf")]
-    while len(taken) <= 5 and sum(taken[1:]) < 1.5:
+    while len(taken) <= 5 and sum(taken[1:]) < 0.8:
         began = time.perf_counter()
         looks = model.design.draw_looks(bank.protocols.at(index), derive(seed, "looks"))
         drawn = model.simulate_at(bank.z[index], looks, derive(seed, "noise"), solver=bank.rows(index))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import sys
 import warnings
+from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from ampost.programs import Source
 
 FAILED = 3
+SIMULATIONS, SECONDS = 20_000, 200.0  # of `infer`, which `check` estimates
 
 app = typer.Typer(
     add_completion=False,
@@ -163,12 +165,16 @@ def check(
     source, built, data = _ready(given, Tables(conditions, doses, inputs, by, column, limit))
     from ampost import programs
     from ampost.checking import check as checked
+    from ampost.inference import Settings
     from ampost.reporting import folders, opened, picture
+    from ampost.training import Schedule
+
+    settings = Settings(simulations=SIMULATIONS, schedule=Schedule(seconds=SECONDS))
 
     folder = opened(_out(out, source))
     for label, record in folders(_in_units(data, built)).items():
         with programs.telling(source.path):
-            told = checked(built, record, seed=seed)
+            told = checked(built, record, seed, settings)
         typer.echo(f"Data set {record.datasets[0]}\n{told}" if label else str(told))
         typer.echo(f"wrote {picture(told.figure, folder / label / 'check.png')}")
 
@@ -189,8 +195,8 @@ def infer(
         Path | None,
         typer.Option(help="Trained estimator: loaded if it is there, else trained and saved there."),
     ] = None,
-    simulations: Annotated[int, typer.Option(min=1, help="ODE solves to train from.")] = 20_000,
-    seconds: Annotated[float, typer.Option(min=1.0, help="Most seconds of training.")] = 200.0,
+    simulations: Annotated[int, typer.Option(min=1, help="ODE solves to train from.")] = SIMULATIONS,
+    seconds: Annotated[float, typer.Option(min=1.0, help="Most seconds of training.")] = SECONDS,
     draws: Annotated[int, typer.Option(min=1, help="Posterior draws.")] = 1_000,
 ) -> None:
     """The posterior, in a folder. Example: ampost infer growth.py growth.csv --out growth-results
@@ -200,6 +206,8 @@ def infer(
     """
     given = _given(files, model)
     source, built, data = _ready(given, Tables(conditions, doses, inputs, by, column, limit))
+    from xarray import DataTree
+
     from ampost import programs, reporting
     from ampost.correction import Budget
     from ampost.inference import Settings
@@ -208,20 +216,20 @@ def infer(
 
     settings = Settings(simulations=simulations, schedule=Schedule(seconds=seconds))
     folder = reporting.opened(_out(out, source))
-    if estimator is None:
-        estimator = folder / "estimator.ampost"
-        estimator.unlink(missing_ok=True)  # of an earlier call, perhaps of another model
-    reporting.write_data(data, folder)
-    failed, results = False, {}
-    for label, record in reporting.folders(_in_units(data, built)).items():
-        with programs.telling(source.path):
-            result = inferred(built, record, estimator, seed, Budget(draws=draws), settings)
-        results[record.datasets[0]] = result
-        typer.echo(f"\nData set {record.datasets[0]}\n" if label else "")
-        failed |= _shown(result, built, record, folder / label)
+    used = folder / "estimator.ampost" if estimator is None else estimator
+    failed, results = False, dict[str, DataTree]()
+    with nullcontext() if estimator else reporting.set_aside(used):  # an earlier one is perhaps another model's
+        for label, record in reporting.folders(_in_units(data, built)).items():
+            with programs.telling(source.path):
+                result = inferred(built, record, used, seed, Budget(draws=draws), settings)
+            if not results:
+                reporting.write_data(data, folder)
+            results[record.datasets[0]] = result
+            typer.echo(f"\nData set {record.datasets[0]}\n" if label else "")
+            failed |= _shown(result, built, record, folder / label)
     if len(results) > 1:
         typer.echo(f"wrote {reporting.write_summaries(results, folder)}")
-    typer.echo(f"the estimator is {estimator}; use it for more data by --estimator {estimator}")
+    typer.echo(f"the estimator is {used}; use it for more data by --estimator {used}")
     if failed:
         raise typer.Exit(FAILED)
 

@@ -8,23 +8,24 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 import xarray as xr
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from ampost import outside
+from ampost.carried import chosen_draws, refuse_other, taken_for_known
 from ampost.design import Design
 from ampost.errors import ArgumentError, ModelError
 from ampost.experiments import Channel, Experiments
+from ampost.labels import constant, laid
 from ampost.model import Model
 from ampost.ode.failures import reasons
 from ampost.ode.problem import OdeProblem, Trajectory
-from ampost.passes import Holding, Site, noise_of
+from ampost.passes import Holding, noise_of
 from ampost.program import is_observation, recording
-from ampost.results import model_of, values
-from ampost.seeds import derive, seeded
+from ampost.results import model_of
+from ampost.seeds import derive
 from ampost.units import converted
 
 ENTRIES = 2_000_000  # draws x experiments x times at once
@@ -41,9 +42,10 @@ def predict(
     """What the posterior says about `experiments`: channels with and without noise, states, derived sites.
 
     The experiments need no values: conditions, doses and inputs may be new, or be those of the data. An
-    experiment named as one of the fit has that one's parameters of `experiments.plate()`; one of another
-    name gets fresh ones from the population. Limits of detection are not applied. What stands beside a
-    measurement (`sd`, covariates) is that of the measurement nearest in time.
+    experiment named as one of the fit has that one's parameters of `experiments.plate()`, with a warning if
+    its conditions, doses or inputs are others; one of another name gets fresh ones from the population.
+    Limits of detection are not applied. What stands beside a measurement (`sd`, covariates) is that of the
+    measurement nearest in time.
 
     Args:
         result: a posterior, of `infer`, `baselines.nuts` or `baselines.fit`.
@@ -61,7 +63,8 @@ def predict(
         the times (experiment, time).
 
     Raises:
-        ArgumentError: the model is not known; times that do not rise or fit; several data sets.
+        ArgumentError: the model is not known, or not that of the result; times that do not rise or fit;
+            several data sets.
         ModelError: a new experiment's parameter cannot be drawn.
     """
     model = _model(result, model)
@@ -72,7 +75,10 @@ def predict(
             f"{'; '.join(said)}",
             stacklevel=2,
         )
-    chosen, z = _chosen(result, model, looks, draws, seed)
+    refuse_other(result, model)
+    if taken := taken_for_known(result, model, looks):
+        warnings.warn(taken, stacklevel=2)
+    chosen, z = chosen_draws(result, model, looks, draws, seed)
     size = max(1, ENTRIES // looks.times.numel())
     parts = [_pass(model, part, looks, derive(seed, "predict", k)) for k, part in enumerate(z.split(size))]
     told = _joined(parts)
@@ -188,75 +194,6 @@ def _beside(channel: Channel, times: Tensor, grid: Tensor) -> Channel:
     )
 
 
-# ------------------------------------------------------------------------------------------- draws
-
-
-def _chosen(
-    result: xr.DataTree, model: Model, looks: Experiments, draws: int, seed: int
-) -> tuple[dict[str, Any], Tensor]:
-    """Coordinates of the draws that are used, and their z (draw, z) for the experiments of `looks`."""
-    if draws < 1:
-        raise ArgumentError(f"predict(draws={draws}): expected at least 1")
-    posterior = result["unconstrained_posterior/z"]
-    number = posterior.sizes["draw"]
-    kept = np.unique(np.linspace(0, number - 1, min(number, -(-draws // posterior.sizes["chain"]))).round())
-    posterior = posterior.isel(draw=kept.astype(int))
-    coords = {"chain": posterior["chain"].to_numpy(), "draw": posterior["draw"].to_numpy()}
-    z = torch.tensor(posterior.to_numpy()).flatten(0, 1)
-    fitted = [str(name) for name in values(result, "constant_data", "experiment")]
-    expected = model.z_size(len(fitted))
-    if z.shape[-1] != expected:
-        raise ArgumentError(
-            f"the result has {z.shape[-1]} coordinates of z, the model {model.name!r} has {expected} for "
-            f"{len(fitted)} experiment(s); give the model that the result came from"
-        )
-    with seeded(derive(seed, "population")):
-        return coords, carried_over(model, z, fitted, list(looks.names[0]))
-
-
-def carried_over(model: Model, z: Tensor, fitted: list[str], wanted: list[str]) -> Tensor:
-    """z (draw, z) of the experiments `fitted` -> z of those `wanted`; new ones come from the population."""
-    if fitted == wanted:
-        return z
-    old, new = model.sites(len(fitted)), model.sites(len(wanted))
-    parts = []
-    for before, after in zip(old, new, strict=True):
-        raw = _unscaled(z[:, before.start : before.start + before.size], before)
-        if before.local:
-            raw = _by_experiment(raw, before, after.exact, fitted, wanted)
-        parts.append(_scaled(raw, after).flatten(1))
-    return torch.cat(parts, -1)
-
-
-def _unscaled(z: Tensor, site: Site) -> Tensor:
-    """One site's z (draw, *batch, *z_event) without the shift and scale of its layout."""
-    shaped = z.reshape(len(z), *site.batch, *site.z_event)
-    return shaped if site.standard is None else site.standard.shift + site.standard.scale * shaped
-
-
-def _scaled(raw: Tensor, site: Site) -> Tensor:
-    return raw if site.standard is None else (raw - site.standard.shift) / site.standard.scale
-
-
-def _by_experiment(raw: Tensor, site: Site, exact: bool, fitted: list[str], wanted: list[str]) -> Tensor:
-    """The rows of known experiments, and fresh standard normal ones of new experiments."""
-    axis = len(site.batch) - 1
-    known = torch.tensor([name in fitted for name in wanted])
-    place = torch.tensor([fitted.index(name) if name in fitted else 0 for name in wanted])
-    picked = raw.index_select(axis, place)
-    if bool(known.all()):
-        return picked
-    if not exact:
-        new = next(name for name in wanted if name not in fitted)
-        raise ModelError(
-            f"experiment {new!r} is not one of the fit ({', '.join(fitted)}), and its own parameter "
-            f"{site.name!r} cannot be drawn from the population, since its prior has no exact map to the "
-            f"normal; use a Normal, LogNormal, Uniform, HalfNormal, HalfCauchy, Exponential or TruncatedNormal"
-        )
-    fresh = torch.randn(picked.shape, dtype=picked.dtype)
-    return torch.where(known.reshape(-1, *(1,) * (picked.dim() - axis - 1)), picked, fresh)
-
-
 # ---------------------------------------------------------------------------------------- one pass
 
 
@@ -343,7 +280,8 @@ def _pass(model: Model, z: Tensor, looks: Experiments, seed: int) -> Predicted:
         noiseless={name: marked(value) for name, value in seen.noiseless.items()},
         states={n: torch.where(failed[:, None, :, None], torch.nan, value) for n, value in states.items()},
         deterministic={
-            name: _laid(name, value, failed, depth, looks) for name, value in seen.deterministic.items()
+            name: _masked(laid(name, value, len(z), depth, looks), failed)
+            for name, value in seen.deterministic.items()
         },
         failed=failed,
         reasons=reasons(holding.statuses),
@@ -375,27 +313,16 @@ def _states(
     return states, own_times
 
 
-def _laid(
-    name: str, value: Tensor, failed: Tensor, depth: int, looks: Experiments
-) -> tuple[tuple[str, ...], Tensor]:
-    """A `pyro.deterministic` site as (draw, ...) with the names of its axes; axes of size 1 are dropped.
-
-    `value` broadcasts to (draw, 1, *depth, *event), where the last of depth are experiment and time.
-    """
-    count, number = len(failed), looks.times.shape[-1]
-    value = value.detach().reshape(*(1,) * (2 + depth - value.dim()), *value.shape).double()
-    value = value.expand(count, *value.shape[1:])
-    axis = 1 + depth  # that of time
-    over_time = value.shape[axis] == number > 1
-    if over_time:
-        value = value.expand(*value.shape[: axis - 1], looks.count, *value.shape[axis:])
-    known = {axis - 1: "experiment"} if over_time or value.shape[axis - 1] == looks.count > 1 else {}
-    known |= {axis: "time"} if over_time else {}
-    bad = failed if known else failed.any(-1, keepdim=True)
-    bad = bad.reshape(count, *(1,) * (axis - 2), -1, *(1,) * (value.dim() - axis))
-    kept = [k for k in range(1, value.dim()) if k in known or value.shape[k] > 1]
-    dims = tuple(known.get(k, f"{name}_dim_{k}") for k in kept)
-    return dims, torch.where(bad, torch.nan, value).reshape(count, *(value.shape[k] for k in kept))
+def _masked(laid: tuple[tuple[str, ...], Tensor], failed: Tensor) -> tuple[tuple[str, ...], Tensor]:
+    """A `pyro.deterministic` site (draw, ...) with its axes; NaN where its experiment (or any) failed."""
+    dims, value = laid
+    if "experiment" in dims:
+        before, bad = dims.index("experiment"), failed
+    else:
+        before, bad = 0, failed.any(-1, keepdim=True)
+    after = max(0, len(dims) - before - 1)
+    bad = bad.reshape(len(failed), *(1,) * before, -1, *(1,) * after) if dims else bad[:, 0]
+    return dims, torch.where(bad, torch.nan, value)
 
 
 def _joined(parts: list[Predicted]) -> Predicted:
@@ -461,31 +388,6 @@ def _tree(model: Model, looks: Experiments, told: Predicted, draws: dict[str, An
             "predictions_noiseless": group({n: variable(n, grid, v) for n, v in told.noiseless.items()}),
             "predictions_states": group(states).assign_coords(other),
             "predictions_stats": group({"failed": variable("failed", ("experiment",), told.failed)}),
-            "predictions_constant_data": _constant(looks, units),
+            "predictions_constant_data": constant(looks, units),
         }
     )
-
-
-def _constant(looks: Experiments, units: Mapping[str, str]) -> xr.Dataset:
-    """Conditions by experiment; doses and inputs by experiment and number, padded by NaN."""
-    doses = looks.doses
-    into = {units.get(target) for target in doses.targets}  # one array can have one unit
-    same = doses.targets[0] if len(into) == 1 else ""
-    parts: list[tuple[str, Tensor, tuple[str, ...], str]] = []
-    parts += [(name, value[:, 0], (), name) for name, value in looks.conditions.items()]
-    if doses.any:
-        for name, unit in (("time", "time"), ("amount", same), ("duration", "time")):
-            known = torch.where(doses.mask, getattr(doses, name), torch.nan)
-            parts.append((f"dose_{name}", known, ("dose",), unit))
-    for name, signal in looks.inputs.items():
-        for part, value, unit in (("time", signal.time, "time"), ("value", signal.value, name)):
-            known = torch.where(signal.mask, value, torch.nan)
-            parts.append((f"{name}_{part}", known, (f"{name}_breakpoint",), unit))
-    found = {
-        name: xr.Variable(("experiment", *dims), value.numpy(), {"units": units[unit]} if unit in units else {})
-        for name, value, dims, unit in parts
-    }
-    if doses.any:
-        place = torch.where(doses.mask, doses.target, len(doses.targets)).numpy()
-        found["dose_target"] = xr.Variable(("experiment", "dose"), np.array([*doses.targets, ""])[place])
-    return xr.Dataset(found, coords={"experiment": list(looks.names[0])})

@@ -145,16 +145,28 @@ def data_of(source: Source) -> Experiments:
 
 @contextmanager
 def telling(path: Path) -> Iterator[None]:
-    """An error that arises in the user's file as a `ModelError` that names the file and the line."""
+    """An error that arises in the user's file as a `ModelError` that names the file and the line.
+
+    So is a matrix that cannot be factorised, wherever that is.
+    """
     try:
         yield
     except AmpostError:
         raise
     except Exception as error:
+        from torch import linalg
+
         line = _line_in(path, error)
-        if line is None:
+        singular: type[Exception] = linalg.LinAlgError  # type: ignore[attr-defined]
+        if line is None and not isinstance(error, singular):
             raise
         said = error.msg if isinstance(error, SyntaxError) else str(error)
+        if line is None:
+            raise ModelError(
+                f"the computation for {path.name} met a matrix that cannot be factorised ({said.strip()}): the "
+                f"data hardly bound some parameter, or two do the same; tighten their priors, or take another "
+                f"seed"
+            ) from error
         raise ModelError(f"{path.name}, line {line}: {type(error).__name__}: {said}") from error
 
 

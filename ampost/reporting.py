@@ -7,7 +7,8 @@ import io
 import json
 import re
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from ampost import files, plots
 from ampost.errors import FileError, ModelError
 from ampost.experiments import Experiments
 from ampost.model import Model, Simulation
+from ampost.plots.bands import units_of
+from ampost.plots.panels import labelled
 from ampost.plots.seen import seen
 from ampost.results import by_label, summary, values
 from ampost.tables import read_table, to_tables
@@ -161,6 +164,21 @@ def _tables(record: Experiments, folder: Path) -> list[Path]:
     return written
 
 
+@contextmanager
+def set_aside(path: Path) -> Iterator[None]:
+    """Room for a new file at `path`; what was there comes back if none is written."""
+    old = path.with_name(f".{path.name}.old")
+    if path.exists():
+        path.replace(old)
+    try:
+        yield
+    finally:
+        if path.exists():
+            old.unlink(missing_ok=True)
+        elif old.exists():
+            old.replace(path)
+
+
 def picture(figure: Figure, path: Path) -> Path:
     """Write a picture as PNG, in a folder that is made if it is not there."""
     opened(path.parent)
@@ -191,18 +209,23 @@ def _netcdf(tree: xr.DataTree, path: Path) -> None:
 
 
 def _quantiles(predicted: xr.DataTree) -> list[list[object]]:
-    """Rows of experiment, observable, time, then quantiles with and without measurement noise."""
-    head: list[object] = ["experiment", "observable", "time"]
-    rows = [
-        [*head, *(f"{100 * q:g} %" for q in QUANTILES), *(f"{100 * q:g} % without noise" for q in QUANTILES)]
-    ]
+    """Rows of experiment, observable, time, then quantiles with and without measurement noise, and their unit.
+
+    The header of the times has their unit, as in `time [h]`; without any unit there is no column of units.
+    """
     noisy, bare = (predicted[group].to_dataset() for group in ("predictions", "predictions_noiseless"))
-    for name in bare.data_vars:
+    units = units_of(predicted, "predictions_noiseless")
+    known = any(name in units for name in map(str, bare.data_vars))
+    head: list[object] = ["experiment", "observable", labelled("time", units)]
+    head += [f"{100 * q:g} %" for q in QUANTILES] + [f"{100 * q:g} % without noise" for q in QUANTILES]
+    rows = [[*head, "unit"] if known else head]
+    for name in map(str, bare.data_vars):
         told = [np.nanquantile(np.asarray(t[name]), QUANTILES, axis=(0, 1)) for t in (noisy, bare)]
+        unit = [units.get(name, "")] if known else []
         for e, experiment in enumerate(bare["experiment"].to_numpy().tolist()):
             for t, moment in enumerate(np.asarray(bare["times"])[e].tolist()):
                 numbers = [float(f"{v:.6g}") for part in told for v in part[:, e, t]]
-                rows.append([experiment, str(name), moment, *numbers])
+                rows.append([experiment, name, moment, *numbers, *unit])
     return rows
 
 

@@ -13,12 +13,14 @@ import numpy as np
 import pandas as pd
 import torch
 import xarray as xr
+from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from ampost.experiments import CENSORING, Channel, Experiments
+from ampost.labels import constant, entries, laid
 from ampost.model import Model, Scores
-from ampost.passes import idle
-from ampost.program import recording, replaying
+from ampost.passes import Fixed, double, idle
+from ampost.program import answering, recording, replaying
 from ampost.seeds import derive
 
 
@@ -56,15 +58,17 @@ def build(
 ) -> xr.DataTree:
     """The result of one data set: equally weighted draws z (draw, z) and what is reported of them.
 
-    `model_of` gives back the model for as long as the result lives in this process.
+    Replicates in `posterior_predictive` are true values, also where the data are censored: group `censoring`
+    says which those are. `model_of` gives back the model for as long as the result lives in this process.
     """
     scores = reported.scores
     masks = {name: data.channels[name].mask.reshape(-1).numpy() for name in scores.pointwise}
     coords, dims, places = _coordinates(model, data)
     posterior = {n: _chained(v[:, 0], chains) for n, v in scores.parameters.items()}
-    posterior |= {
-        n: _chained(v.reshape(len(z), -1).squeeze(-1), chains) for n, v in scores.deterministic.items()
-    }
+    for name, (axes, value) in derived(model, data, scores.deterministic, len(z)).items():
+        posterior[name], dims[name] = _chained(value, chains), list(axes)
+    if scores.deterministic:
+        fit = _with_derived(model, data, fit, importance)
 
     def flat(values: Tensor, name: str) -> np.ndarray[Any, Any]:
         return np.asarray(values.reshape(values.shape[0], -1)[:, masks[name]])
@@ -96,13 +100,9 @@ def build(
     for node in tree.children.values():
         here = {k: v for k, v in places.items() if v[0] in node.dims}
         node.dataset = node.to_dataset().assign_coords(here)
-    tree["constant_data"] = xr.DataTree(
-        xr.Dataset(
-            {k: (("experiment",), v[:, 0].numpy()) for k, v in data.conditions.items()},
-            coords={"experiment": list(data.names[0])},
-        )
-    )
-    _with_units(tree, {**data.units, **model.units})
+    units = {**data.units, **model.units}
+    tree["constant_data"] = xr.DataTree(constant(data, units))
+    _with_units(tree, units)
     if importance is not None:
         names = {"z": ("sample", "z_dim"), "component": ("sample",)}
         tree["importance_samples"] = xr.DataTree(
@@ -127,11 +127,15 @@ def _coordinates(
 ) -> tuple[dict[str, Any], dict[str, list[str]], dict[str, tuple[str, np.ndarray[Any, Any]]]]:
     """Indexes, dimensions, and the time and experiment of each measurement along `<channel>_id`."""
     coords: dict[str, Any] = {"experiment": list(data.names[0])}
+    if bool((data.times == data.times[:1]).all()):
+        coords["time"] = data.times[0].numpy()
     dims: dict[str, list[str]] = {}
     places: dict[str, tuple[str, np.ndarray[Any, Any]]] = {}
     for site in model.sites(data.count):
         if site.local:
-            dims[site.name] = ["experiment"]
+            own = len(site.batch) - 2
+            kept = [k for k, size in enumerate(site.batch) if size > 1 or k == own]
+            dims[site.name] = ["experiment" if k == own else f"{site.name}_dim_{k}" for k in kept]
     for name, channel in data.channels.items():
         mask = channel.mask
         where = mask.nonzero()
@@ -143,11 +147,11 @@ def _coordinates(
     return coords, dims, places
 
 
-WITH_UNITS = ("posterior", "prior", "observed_data", "posterior_predictive", "constant_data")
+WITH_UNITS = ("posterior", "prior", "observed_data", "posterior_predictive")
 
 
 def _with_units(tree: xr.DataTree, units: Mapping[str, str]) -> None:
-    """Set the attribute `units` of what has one: parameters, channels, conditions and times."""
+    """Set the attribute `units` of what has one: parameters, channels and times."""
     for group, node in tree.children.items():
         dataset = node.to_dataset()
         for name in dataset.data_vars if group in WITH_UNITS else ():
@@ -197,22 +201,82 @@ def _fold(values: np.ndarray[Any, Any], chains: int) -> np.ndarray[Any, Any]:
 
 
 def _fit_dataset(fit: Mapping[str, Any]) -> xr.Dataset:
-    """Scalars, texts and per-parameter numbers as one dataset."""
-    out: dict[str, Any] = {}
-    for name, value in fit.items():
-        if isinstance(value, Mapping):
-            keys = [k for k, v in value.items() if np.ndim(v) == 0]
-            out[name] = (("parameter",), np.array([float(value[k]) for k in keys]))
-            out.setdefault("parameter", keys)
-        else:
-            out[name] = value
-    return xr.Dataset(
-        {k: v for k, v in out.items() if k != "parameter"}, {"parameter": out.get("parameter", [])}
-    )
+    """Scalars, texts and per-parameter numbers as one dataset; NaN where a parameter has no number."""
+    by_parameter = {name: value for name, value in fit.items() if isinstance(value, Mapping)}
+    keys = list(dict.fromkeys(key for value in by_parameter.values() for key in value))
+    columns = {
+        name: (("parameter",), np.array([float(value.get(key, np.nan)) for key in keys]))
+        for name, value in by_parameter.items()
+    }
+    return xr.Dataset({**fit, **columns}, {"parameter": keys})
+
+
+class _Telling(Messenger):
+    """The values of `pyro.deterministic` sites by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.values: dict[str, Tensor] = {}
+
+    def _pyro_post_sample(self, msg: Any) -> None:  # noqa: ANN401 - Pyro's message
+        if msg["infer"].get("_deterministic"):
+            self.values[msg["name"]] = msg["value"]
+
+
+def derived(
+    model: Model, data: Experiments, deterministic: Mapping[str, Tensor], count: int
+) -> dict[str, tuple[tuple[str, ...], Tensor]]:
+    """`pyro.deterministic` sites of one data set as (draw, ...), each with the names of its axes."""
+    depth = _depth(model, data)
+    return {name: laid(name, value, count, depth, data) for name, value in deterministic.items()}
+
+
+def _depth(model: Model, data: Experiments) -> int:
+    """The number of the model's own axes, of which the last are experiment and time."""
+    return max(2, *(len(site.batch) for site in model.sites(data.count)))
+
+
+def _with_derived(
+    model: Model, data: Experiments, fit: Mapping[str, Any], importance: Mapping[str, Tensor] | None
+) -> dict[str, Any]:
+    """`fit` with the values of deterministic sites at the MAP, and their effective sizes by the weights."""
+    found = dict(fit)
+    if "map_z" in fit:
+        mode = derived(model, data, _at(model, data, fit["map_z"]), 1)
+        found["map_z"] = {**fit["map_z"], **by_label({name: value[0] for name, (_, value) in mode.items()})}
+    if importance is not None and "effective_size" in fit:
+        z, weight = importance["z"], torch.softmax(importance["log_weight"], 0)
+        with torch.no_grad():
+            drawn = derived(model, data, model.score(z[:, None], data).deterministic, len(z))
+        sizes = by_label({name: _effective(value, weight) for name, (_, value) in drawn.items()})
+        found["effective_size"] = {**fit["effective_size"], **sizes}
+    return found
+
+
+def _at(model: Model, data: Experiments, parameters: Mapping[str, float]) -> dict[str, Tensor]:
+    """Deterministic sites of the program at parameters by label, shaped as in a batch of one draw."""
+    held: dict[str, Any] = {}
+    for site in model.sites(data.count):
+        shape = (1, 1, *site.batch, *site.event)
+        number = int(torch.Size(shape).numel())
+        labels = [site.name] if number == 1 else [f"{site.name}[{k}]" for k in range(number)]
+        held[site.name] = torch.tensor([parameters[label] for label in labels]).double().reshape(shape)
+    with torch.no_grad(), double(), _Telling() as told, Fixed(held), answering(model.solver):
+        model.program(data.unsqueezed(_depth(model, data)))
+    return told.values
+
+
+def _effective(values: Tensor, weight: Tensor) -> Tensor:
+    """Effective size of the mean of each entry of values (draw, ...); NaN where an entry is constant."""
+    wide = weight.reshape(-1, *(1,) * (values.dim() - 1))
+    known = torch.where(wide > 0, values, 0.0)
+    centred = (known - (wide * known).sum(0)).square()
+    size = (wide * centred).sum(0) / (wide.square() * centred).sum(0)
+    return torch.where((values == values[:1]).all(0), torch.nan, size)
 
 
 def by_label(parameters: Mapping[str, Tensor]) -> dict[str, float]:
-    """Parameters at one point as numbers, `name` or `name[k]`."""
+    """Parameters at one point as numbers, `name` or `name[k]`, where k counts from 0."""
     out = {}
     for name, value in parameters.items():
         flat = value.flatten()
@@ -227,11 +291,12 @@ def values(result: xr.DataTree, group: str, name: object) -> np.ndarray[Any, Any
 
 
 def scalars(result: xr.DataTree, name: str) -> dict[str, float]:
-    """A per-parameter entry of `fit` as a dict; empty where it is missing."""
+    """A per-parameter entry of `fit` as a dict of what is known; empty where it is missing."""
     if name not in result["fit"]:
         return {}
     keys = values(result, "fit", "parameter").tolist()
-    return dict(zip(keys, values(result, "fit", name).tolist(), strict=True))
+    pairs = zip(keys, values(result, "fit", name).tolist(), strict=True)
+    return {key: number for key, number in pairs if number == number}
 
 
 def with_effective_size(result: xr.DataTree) -> xr.DataTree:
@@ -247,24 +312,32 @@ def with_effective_size(result: xr.DataTree) -> xr.DataTree:
 
 
 def summary(result: xr.DataTree) -> pd.DataFrame:
-    """Per parameter: unit (where any is known), MAP, mean, sd, 90 % interval, effective size."""
-    rows: dict[str, dict[str, float]] = {}
-    units: dict[str, str] = {}
-    for name in result["posterior"].data_vars:
+    """Per parameter: unit (where any is known), MAP, mean, sd, 90 % interval, ESS.
+
+    Parameters of single experiments go by their names, `k[A1]`. MAP is the most probable point in z, where
+    priors are normal. ESS is the effective size of the mean by the weighted draws of the last round, or by the
+    chains: it may exceed the number of the equally weighted draws in `posterior`. Cells of what is not known
+    are empty.
+    """
+    rows: dict[str, dict[str, Any]] = {}
+    mode, sizes = scalars(result, "map_z"), scalars(result, "effective_size")
+    for name, variable in result["posterior"].data_vars.items():
         drawn = values(result, "posterior", name)
         wide = drawn.reshape(drawn.shape[0] * drawn.shape[1], -1)
-        for k in range(wide.shape[1]):
-            column = wide[:, k]
+        for k, label in enumerate(entries(variable)):
+            column, key = wide[:, k], str(name) if wide.shape[1] == 1 else f"{name}[{k}]"
             low, high = np.quantile(column, [0.05, 0.95])
-            label = str(name) if wide.shape[1] == 1 else f"{name}[{k}]"
-            units[label] = result[f"posterior/{name}"].attrs.get("units", "")
-            rows[label] = {"mean": column.mean(), "sd": column.std(), "5 %": low, "95 %": high}
+            rows[label] = {
+                "unit": variable.attrs.get("units", ""),
+                "MAP": mode.get(key, ""),
+                "mean": column.mean(),
+                "sd": column.std(),
+                "5 %": low,
+                "95 %": high,
+                "ESS": sizes.get(key, ""),
+            }
     table = pd.DataFrame.from_dict(rows, orient="index")
-    table.insert(0, "MAP", table.index.map(scalars(result, "map_z")))
-    table["ESS"] = table.index.map(scalars(result, "effective_size"))
-    if any(units.values()):
-        table.insert(0, "unit", table.index.map(units))
-    return table
+    return table if any(table["unit"]) else table.drop(columns="unit")
 
 
 @dataclass(frozen=True)
@@ -279,17 +352,29 @@ class Report:
 def report(model: Model, data: Experiments, z: Tensor, seed: int) -> Report:
     """What a result says about z (draw, z) under one data set; every ODE is solved once.
 
-    `predicted` holds one replicate per draw, (draw, experiment, time); its log likelihood (draw,)
-    is taken at the draw that made it.
+    `predicted` holds one replicate per draw, (draw, experiment, time), its true values: limits of detection
+    are not applied. Its log likelihood (draw,) is taken at the draw that made it, and by what is reported of
+    these values under the limits.
     """
     with torch.no_grad(), recording() as record:
         scores = model.score(z[:, None], data)
     stored = replace(model, solver=replaying(record.solved))
-    drawn = stored.simulate_at(z, data.expand((len(z),)), derive(seed, "predict")).experiments
+    own = derive(seed, "predict")
+    true = stored.simulate_at(z, unlimited(data).expand((len(z),)), own).experiments
+    drawn = stored.simulate_at(z, data.expand((len(z),)), own).experiments  # the same, as it is reported
     with torch.no_grad():
         again = stored.score(z[None], drawn).log_likelihood[0]
-    predicted = {name: c.values for name, c in drawn.channels.items() if c.values is not None}
+    predicted = {name: c.values for name, c in true.channels.items() if c.values is not None}
     return Report(scores, predicted, again)
+
+
+def unlimited(record: Experiments) -> Experiments:
+    """The looks of a record without values, limits of detection and intervals."""
+    free = {
+        name: replace(channel, lowest=None, highest=None, width=None)
+        for name, channel in record.without_values().channels.items()
+    }
+    return replace(record, channels=free)
 
 
 def prior_draws(model: Model, data: Experiments, count: int, seed: int) -> dict[str, Tensor]:

@@ -210,7 +210,7 @@ def rescaled(name: str, unit: str | None, factor: float, gain: float, whose: str
 
     `gain` is in log joint density.
     """
-    done = f"multiplied by {number(factor)}" if factor > 1 else f"divided by {number(1 / factor)}"
+    done = f"multiplied by about {number(factor)}" if factor > 1 else f"divided by about {number(1 / factor)}"
     takes = f" (the model takes {unit})" if unit else ""
     return (
         f"{name}: with the {whose} {done} the model explains the data far better (log joint +{gain:.0f}): "
@@ -234,7 +234,7 @@ def _likely(name: str, unit: str | None, factor: float) -> str:
     found = [(other, 1 / ratio) for other in USUAL if (ratio := _ratio(other, unit)) is not None]
     near = [(abs(math.log10(r / factor)), other, r) for other, r in found if r > 0 and _near(factor, r)]
     if not near:
-        return ""
+        return "; the header's unit may be wrong"
     _, other, ratio = min(near)
     size = f"{number(ratio)} times as large" if ratio > 1 else f"{number(1 / ratio)} times as small"
     return f"; numbers in {other} are {size}, or the header's unit is wrong"

@@ -11,7 +11,20 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from ampost import Design, Doses, Experiments, Input, Model, between, check, checking, observe, odeint
+from ampost import (
+    Design,
+    Doses,
+    Experiments,
+    Input,
+    Model,
+    Schedule,
+    Settings,
+    between,
+    check,
+    checking,
+    observe,
+    odeint,
+)
 from ampost.checking import Check, region, tokens_of
 from ampost.errors import ExperimentError, UnitError
 from ampost.experiments import INTERVAL, LEFT, RIGHT, Channel
@@ -82,6 +95,7 @@ def test_a_unit_wrong_by_a_thousand_is_said_in_one_sentence(model: Model, data: 
     assert (
         "check the unit of P (the model takes mM); numbers in uM are 1,000 times as large" in told.concerns[0]
     )
+    assert "or the header's unit is wrong" in told.concerns[0]
     assert told.inside["P"] == 0.0
     assert str(told).splitlines()[1] == f"  - {told.concerns[0]}"
     axis = told.figure.axes[0]
@@ -105,6 +119,56 @@ def test_a_condition_in_another_unit_is_said(model: Model, data: Experiments) ->
     told = check(model, replace(data, conditions={"S0": data["S0"] * 1000.0}))
     assert told.concerns[0].startswith("S0: the values are about 1,000 times larger than the design has")
     assert any("condition 'S0'" in said for said in told.outside)
+
+
+def lasting(S0: float = 1.0, time: float = 1.0, sd: float = 0.03) -> Experiments:
+    """Two substrates used up at 0.8 mM/min with km 0.5 mM; units of S0 and time scaled."""
+    at = Experiments.on([[0.0, 1, 2, 3, 4, 6, 8, 10]] * 2, ["P"], {"S0": [1.5, 3.0]})
+    model = michaelis_menten.model()
+    z = (
+        torch.tensor(
+            [
+                [(math.log(v) - math.log(math.sqrt(a * b))) * 2 * 1.96 / math.log(b / a)]
+                for v, a, b in ((0.8, 0.05, 5.0), (0.5, 0.1, 10.0), (sd, 0.01, 0.2))
+            ]
+        )
+        .double()
+        .T
+    )
+    drawn = model.simulate_at(z, at.expand((1,)), 0).experiments.at(0)
+    return replace(drawn, times=time * drawn.times, conditions={"S0": S0 * drawn["S0"]})
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"time": 1000.0}, "time: with the times divided by about "),
+        ({"time": 1 / 60}, "time: with the times multiplied by about "),
+        ({"S0": 1000.0}, "S0: with the values divided by about 1,000 the model explains the data far better"),
+        ({"S0": 1e-3}, "S0: with the values multiplied by about 1,000"),
+    ],
+)
+def test_a_wrong_unit_is_found_though_the_design_follows_the_data(wrong: dict[str, float], said: str) -> None:
+    data = lasting(**wrong)
+    told = check(Model(michaelis_menten.michaelis_menten, Design.like(data), michaelis_menten.UNITS), data)
+    assert told.concerns[0].startswith(said)
+    assert "check the unit of" in told.concerns[0]
+    assert not any("check the unit of P" in each for each in told.concerns)
+
+
+def test_right_units_of_the_same_data_are_no_concern() -> None:
+    data = lasting()
+    told = check(Model(michaelis_menten.michaelis_menten, Design.like(data), michaelis_menten.UNITS), data)
+    assert told.concerns == ()
+
+
+def test_the_cost_is_that_of_the_settings(model: Model, data: Experiments) -> None:
+    settings = Settings(simulations=1_000, schedule=Schedule(steps=1_000_000, seconds=50.0))
+    told = check(model, data, settings=settings)
+    assert "1,000 simulations at" in str(told)
+    assert "are made for 50 s, about " in str(told)
+    assert " of 1,000,000." in str(told)
+    assert 50.0 < told.seconds_of_training < 60.0
 
 
 def test_limits_of_detection_do_not_hide_a_wrong_unit(model: Model, data: Experiments) -> None:
@@ -278,6 +342,10 @@ def test_what_was_taken_for_granted() -> None:
     ):
         assert said in str(told)
     assert told.tokens == (3 + 2 + 3,)
+    both = Experiments.on([[0.0, 1.0, 2.5]], ["C", "D"], doses=doses, inputs={"F": signal})
+    both = both.with_values({name: torch.tensor([[0.5, 2.0, 3.0]]).double() for name in "CD"})
+    told = check(Model(dosed, Design.like(both), units={"time": "h"}), both)
+    assert "2 measurement(s) at the time of a dose came before it" in str(told)
 
 
 def test_many_measurements_are_binned_tokens() -> None:
@@ -290,7 +358,8 @@ def test_many_measurements_are_binned_tokens() -> None:
     [
         ("g/L", 1e3, "numbers in mg/L are 1,000 times as large"),
         ("h", 3600.0, "numbers in s are 3,600 times as large"),
-        ("h", 1 / 24, "numbers in d are 24 times as small"),
+        ("h", 1 / 24, "numbers in d are 24 times as small, or the header's unit is wrong"),
+        ("g/L", 1e-3, "the header's unit may be wrong"),
         (None, 30.0, "about 30 times larger"),
     ],
 )

@@ -116,6 +116,62 @@ def test_a_trained_estimator_is_used_again(
     assert first == again
 
 
+def test_a_refused_table_leaves_the_estimator_and_data_of_the_last_call(
+    fitted: Path, inside: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = inside / "kept"
+    kept.mkdir()
+    (kept / "estimator.ampost").write_bytes((fitted / "estimator.ampost").read_bytes())
+
+    def refused(*arguments: object) -> None:
+        assert not Path(str(arguments[2])).exists()  # so it is not taken for that of this model
+        raise ArgumentError("of the data")
+
+    monkeypatch.setattr("ampost.inference.infer", refused)
+    code, _, _ = ran(capsys, "infer", "decay.py", "decay.csv", "--out", "kept", *QUICK)
+    assert code == 1
+    assert [path.name for path in kept.iterdir()] == ["estimator.ampost"]
+    assert (kept / "estimator.ampost").read_bytes() == (fitted / "estimator.ampost").read_bytes()
+
+    def another(*arguments: object) -> None:  # a training that succeeds, after which all goes wrong
+        Path(str(arguments[2])).write_text("new")
+        raise ArgumentError("of what follows")
+
+    monkeypatch.setattr("ampost.inference.infer", another)
+    code, _, _ = ran(capsys, "infer", "decay.py", "decay.csv", "--out", "kept", *QUICK)
+    assert code == 1
+    assert [path.read_text() for path in kept.iterdir()] == ["new"]
+
+
+def test_a_singular_matrix_is_one_line_and_a_bug_a_traceback(
+    inside: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def singular(*_: object) -> None:
+        torch.linalg.cholesky(-torch.eye(2))
+
+    monkeypatch.setattr("ampost.inference.infer", singular)
+    code, _, err = ran(capsys, "infer", "decay.py", "decay.csv", "--out", "singular")
+    assert code == 1
+    (line,) = [line for line in err.splitlines() if line.startswith("ampost: the")]
+    assert "decay.py met a matrix that cannot be factorised" in line
+    monkeypatch.setattr("ampost.inference.infer", lambda *_: {}["bug"])
+    with pytest.raises(KeyError, match="bug"):
+        ran(capsys, "infer", "decay.py", "decay.csv", "--out", "singular")
+
+
+def test_predict_refuses_another_model_in_one_line(
+    fitted: Path, inside: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (inside / "other.py").write_text(
+        FILE.replace('"k", ampost.between(0.1, 2.0)', '"k", ampost.between(0.1, 3.0)')
+    )
+    code, _, err = ran(capsys, "predict", "other.py", str(fitted / "posterior.nc"))
+    assert code == 1
+    (line,) = [line for line in err.splitlines() if line.startswith("ampost: ")]
+    assert "parameter 'k' is" in line
+    assert "give the model that the result came from" in line
+
+
 def test_several_data_sets_have_a_folder_each_and_share_one_estimator(
     inside: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -167,7 +223,8 @@ def test_predict_takes_new_conditions_in_units_of_their_own_and_warns_outside_th
         code, _, err = ran(capsys, "predict", "decay.py", result, *arguments)
     assert code == 0, err
     rows = table(fitted / "new.csv")
-    assert [(row["experiment"], row["time"]) for row in rows] == [
+    assert {row["unit"] for row in rows} == {"mM"}
+    assert [(row["experiment"], row["time [h]"]) for row in rows] == [
         *(("low", t) for t in ("0.0", "2.0", "4.0")),
         *(("high", t) for t in ("0.0", "2.0", "4.0")),
     ]
@@ -230,6 +287,8 @@ def test_check_prints_its_account_and_writes_the_picture(
     code, out, err = ran(capsys, "check", "decay.py", "decay.csv", "--out", "checked")
     assert code == 0, err
     assert "wrote checked/check.png" in out
+    assert "20,000 simulations" in out
+    assert "are made for 200 s" in out or "4,000 steps" in out
     assert len(out.splitlines()) > 5
     assert (inside / "checked/check.png").exists()
 

@@ -304,7 +304,7 @@ def test_other_bad_input(model: Model, result: xr.DataTree, fitted: xr.DataTree)
         predict(result, "table.csv")  # type: ignore[arg-type]
     with pytest.raises(ArgumentError, match="draws=0"):
         predict(result, looks([1.0]), draws=0)
-    with pytest.raises(ArgumentError, match="5 coordinates of z, the model 'single' has 2"):
+    with pytest.raises(ArgumentError, match="parameters middle, shape, own, the model 'single' has k, sigma"):
         predict(fitted, looks([1.0]), model=model)
     with pytest.raises(UnitError, match="time"):
         predict(result, replace(looks([1.0]), units={"time": "mg"}))

@@ -222,3 +222,16 @@ def test_a_start_hides_no_module_and_needs_its_folder(tmp_path: Path) -> None:
         start("torch", tmp_path)
     with pytest.raises(FileError, match="there is no folder"):
         start("first", tmp_path / "nowhere")
+
+
+def test_the_estimator_of_a_new_model_takes_tables_of_one_to_four_experiments(tmp_path: Path) -> None:
+    start("growth", tmp_path)
+    data = read_table(tmp_path / "growth.csv", say=False)
+    model = programs.model_of(programs.load(str(tmp_path / "growth.py")), data)
+    assert model.design.experiments == (1, 4)
+    assert not model.design.outside(data)
+    assert data.count == 2
+    rows = (tmp_path / "growth.csv").read_text().splitlines()
+    (tmp_path / "one.csv").write_text("\n".join(row for row in rows if not row.startswith("high")))
+    one = read_table(tmp_path / "one.csv", say=False)
+    assert not any("experiments" in said for said in model.design.outside(one))

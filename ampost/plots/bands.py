@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import torch
 import xarray as xr
 from matplotlib.figure import Figure
 
-from ampost.experiments import INTERVAL, Experiments
+from ampost.experiments import Experiments
 from ampost.plots.panels import (
     COLOURS,
     Array,
@@ -63,15 +62,11 @@ def predictive(result: xr.DataTree, data: Experiments, units: Mapping[str, str] 
 
 
 def _replicated(result: xr.DataTree, data: Experiments, name: str, e: int) -> tuple[Array, Array]:
-    """Times and replicated data (draw, time) of one channel and experiment."""
-    channel = data.channels[name]
+    """Times and replicated true values (draw, time) of one channel and experiment."""
+    mask = data.channels[name].mask
     drawn = values(result, "posterior_predictive", name)
-    mine = (channel.mask.nonzero()[:, 0] == e).numpy()
-    here = drawn.reshape(-1, drawn.shape[-1])[:, mine]
-    if channel.censoring is not None and channel.upper is not None and channel.values is not None:
-        width = torch.where(channel.censoring == INTERVAL, channel.upper - channel.values, 0.0)
-        here = here + width[channel.mask].numpy()[mine] / 2  # the middle of an interval, not its lower end
-    return data.times[channel.mask].numpy()[mine], here
+    mine = (mask.nonzero()[:, 0] == e).numpy()
+    return data.times[mask].numpy()[mine], drawn.reshape(-1, drawn.shape[-1])[:, mine]
 
 
 def prediction(predictions: xr.DataTree, data: Experiments | None = None) -> Figure:
@@ -92,7 +87,8 @@ def prediction(predictions: xr.DataTree, data: Experiments | None = None) -> Fig
         if record is not None and experiments[e] in record.names[0]:
             measured(axis, record, name, record.names[0].index(experiments[e]), "black")
     legend_below(figure, placed.values())
-    heading(figure, "Predictions, without and with noise", len(experiments))
+    alone = f" of experiment {experiments[0]}" if len(experiments) == 1 else ""
+    heading(figure, f"Predictions{alone}, without and with noise", len(experiments))
     return figure
 
 

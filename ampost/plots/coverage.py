@@ -7,7 +7,7 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from ampost.calibration import GRID, band
-from ampost.plots.panels import COLOURS
+from ampost.plots.panels import COLOURS, Picture
 from ampost.results import values
 
 
@@ -16,7 +16,7 @@ def calibration(tree: xr.DataTree) -> Figure:
     names = [str(n) for n in tree["prior_sbc"].data_vars]
     pit = {n: np.sort(values(tree, "prior_sbc", n).ravel()) for n in names}
     count = len(pit[names[0]])
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    figure = Picture(figsize=(11, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
     low, high = band(count, 0.05 / len(names))
     left.fill_between(GRID, low - GRID, high - GRID, color="0.85", lw=0, label="95 % band")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from textwrap import fill
 
 import numpy as np
 import xarray as xr
@@ -10,10 +11,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy.stats import gaussian_kde
 
-from ampost.plots.panels import COLOURS, Array, labelled, wrapped
+from ampost.plots.panels import COLOURS, Array, Picture, labelled, wrapped
 from ampost.results import scalars, values
 
 MOST = 10  # parameters in one picture
+LETTERS = 12  # of the title in an inch
+MARK = "the mark is the most probable point (MAP), on the scale where priors are normal"
 
 
 def pairs(result: xr.DataTree) -> Figure:
@@ -24,7 +27,7 @@ def pairs(result: xr.DataTree) -> Figure:
     draws = np.stack([drawn[name] for name in names])
     mode, units = scalars(result, "map_z"), parameter_units(result)
     size = len(names)
-    figure = Figure(figsize=(1.7 * size + 0.6, 1.7 * size + 0.6), layout="constrained")
+    figure = Picture(figsize=(1.7 * size + 0.6, 1.7 * size + 0.6), layout="constrained")
     axes = figure.subplots(size, size, squeeze=False)
     shown = draws[:, :: max(1, draws.shape[1] // 1500)]
     for i in range(size):
@@ -49,7 +52,8 @@ def pairs(result: xr.DataTree) -> Figure:
             elif j != i:
                 axis.set_yticklabels([])
     left = f"; the {size} most correlated of {len(drawn)}" if size < len(drawn) else ""
-    figure.suptitle(f"Posterior draws; the mark is the MAP (mode in z){left}")
+    said = f"Posterior draws{left}; {MARK}" if mode else f"Posterior draws{left}"
+    figure.suptitle(fill(said, max(24, int(LETTERS * figure.get_figwidth()))), fontsize=10)
     return figure
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from ampost.experiments import CENSORING, Experiments
 
+RESOLUTION = 130.0  # dots per inch of files and notebooks
 COLOURS = ("#1f6f8b", "#c8553d", "#5b8c5a", "#8e6c8a", "#d9a441")
 MOST = 24  # experiments in one picture
 CROWDED = 60  # measurements from which on points are small
@@ -21,6 +23,15 @@ DECADES = 2.0  # from here on an axis is logarithmic
 CENSORED = {"left": "below a limit", "right": "above a limit", "interval": "in an interval"}
 
 Array = NDArray[Any]
+
+
+class Picture(Figure):
+    """A figure that a notebook shows as it is, without pyplot or `%matplotlib inline`."""
+
+    def _repr_png_(self) -> bytes:
+        out = io.BytesIO()
+        self.savefig(out, format="png", dpi=RESOLUTION)
+        return out.getvalue()
 
 
 def labelled(name: str, units: Mapping[str, str]) -> str:
@@ -33,7 +44,7 @@ def wrapped(number: int, columns: int, width: float, height: float, shared: bool
     """A figure with `number` panels in rows of at most `columns`; `shared` ones have the same axes."""
     rows = -(-number // columns)
     columns = -(-number // rows)
-    figure = Figure(figsize=(width * columns + 0.4, height * rows + 0.6), layout="constrained")
+    figure = Picture(figsize=(width * columns + 0.4, height * rows + 0.6), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False, sharex=shared, sharey=shared).ravel()
     for axis in axes[number:]:
         axis.set_visible(False)
@@ -55,7 +66,7 @@ def multiples(
         placed = {(channels[0], e): axis for e, axis in enumerate(axes)}
     else:
         size = (3.3 * len(channels) + 0.4, 2.2 * len(shown) + 0.6)
-        figure = Figure(figsize=size, layout="constrained")
+        figure = Picture(figsize=size, layout="constrained")
         grid = figure.subplots(len(shown), len(channels), squeeze=False, sharex=True, sharey="col")
         placed = {(name, e): grid[e, k] for e in range(len(shown)) for k, name in enumerate(channels)}
     for (name, e), axis in placed.items():
@@ -187,5 +198,5 @@ def legend_below(figure: Figure, axes: Iterable[Axes]) -> None:
 
 def save(figure: Figure, path: str) -> None:
     """Write a picture as PNG."""
-    with mpl.rc_context({"savefig.dpi": 130}):
+    with mpl.rc_context({"savefig.dpi": RESOLUTION}):
         figure.savefig(path)
