@@ -175,6 +175,9 @@ def _concerns(
     """
     units = model.units
     far = {name: size for name, size in sizes.items() if size.far}
+    undosed = [words for words in outside if "doses in an experiment" in words]
+    if undosed:
+        far, wrong = {}, None  # without its doses the model is far from the data whatever the units
     if wrong is not None and wrong.whose != "data":
         far = {}
     said = [
@@ -184,13 +187,14 @@ def _concerns(
     if wrong is not None and wrong.name not in far:
         said.insert(0, rescaled(wrong.name, units.get(wrong.name), wrong.factor, wrong.gain, wrong.whose))
     return [
+        *(f"Outside the design: {words}." for words in undosed),
         *said,
         *(
             f"{name}: {_percent(1 - share)} of the data lie outside the 99 % band of the prior predictive."
             for name, share in inside.items()
             if share < COVERED
         ),
-        *(f"Outside the design: {said}." for said in outside),
+        *(f"Outside the design: {words}." for words in outside if words not in undosed),
     ]
 
 

@@ -309,8 +309,13 @@ def simulate(
     looks = None if data is None else _in_units(data, built).split()[0]
     with programs.telling(source.path):
         drawn = built.simulate(count, seed, looks)
-    for path in reporting.write_simulation(drawn, built, _out(out, source) / "simulated"):
+    written = reporting.write_simulation(drawn, built, _out(out, source) / "simulated")
+    for path in written:
         typer.echo(f"wrote {path}")
+    tables = {path.stem: path for path in written if path.suffix == ".csv"}
+    further = "".join(f" --{kind} {tables[kind]}" for kind in reporting.FURTHER if kind in tables)
+    start = f"--model {given.model}" if model else given.model
+    typer.echo(f"next: ampost infer {start} {tables['measurements']}{further}")
 
 
 @app.command()
@@ -338,13 +343,15 @@ def _shown(result: object, built: Model, data: Experiments, folder: Path) -> boo
     """Print and write a result; whether its computation failed."""
     import xarray as xr
 
-    from ampost.reporting import write
+    from ampost.reporting import without_predictions, write
     from ampost.results import summary
 
     assert isinstance(result, xr.DataTree)
     typer.echo(summary(result).to_string(float_format=lambda x: f"{x:.4g}"))
     typer.echo("")
     typer.echo(result["fit"]["verdict"].item())
+    for path in without_predictions(folder):
+        typer.echo(f"removed {path}, which was of an earlier posterior")
     for path in write(result, built, data, folder):
         typer.echo(f"wrote {path}")
     return bool(result["fit"]["computation"].item() == "failed")

@@ -19,7 +19,7 @@ from ampost.experiments import Experiments
 from ampost.importance import Component, Draws
 from ampost.mcmc import SmcResult, convergence, hmc, smc
 from ampost.model import Model
-from ampost.progress import progress
+from ampost.progress import progress, tell
 from ampost.seeds import derive
 
 ROUND = 1_000
@@ -147,6 +147,10 @@ def _by_chains(
     if not len(alive):  # no parameters explain the data at all: there is nothing to sample
         unknown = torch.full((found.z.shape[-1],), torch.nan, dtype=torch.float64)
         return found.z[:draws, 0], unknown, float("nan"), 0
+    tell(
+        "no proposal carries the weights: Markov chains take over, which takes minutes where solves are slow",
+        show,
+    )
     spent, z = 0, alive
     starts = alive[torch.linspace(0, len(alive) - 1, CHAINS).long()]
     with progress(

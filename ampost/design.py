@@ -175,10 +175,9 @@ class Design:
                 f"{span(plan.amount, f'dose {plan.target}')}" + (f", in {often:.0%}" if often < 1 else "")
             )
         for name, signal in self.inputs.items():
-            number = len(signal.times)
-            lines.append(
-                f"  input {name}: " + ("as logged" if number == 1 else f"between {number} logged ones")
-            )
+            known, kind = len(signal.times), "linear" if signal.linear else "held"
+            where = "the one signal of the data" if known == 1 else f"mixtures of {known} signals"
+            lines.append(f"  input {name} ({kind}): {where}")
         return "\n".join(lines)
 
     def converted(self, change: Callable[[str, float], float], spread: Callable[[str, float], float]) -> Design:

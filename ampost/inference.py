@@ -231,7 +231,7 @@ def _computation(corrected: Corrected) -> tuple[str, str]:
             f"try baselines.nuts with more draws, a tighter prior, or fewer parameters."
         )
     said = (
-        f"k-hat {corrected.khat:.2f} (network alone {corrected.khat_network:.2f}), smallest effective "
+        f"k-hat {corrected.khat:.2f} (network alone {_shape(corrected.khat_network)}), smallest effective "
         f"size {smallest:.0f}, {corrected.solves} ODE solves."
     )
     how = {
@@ -242,6 +242,11 @@ def _computation(corrected: Corrected) -> tuple[str, str]:
     }[corrected.shaped_by]
     trusted = corrected.shaped_by == "network" and corrected.khat_network < 0.5 and corrected.khat < 0.5
     return "trusted" if trusted else "corrected", f"{how}: {said}"
+
+
+def _shape(khat: float) -> str:
+    """k-hat in words where it is not a number to print."""
+    return f"{khat:.2f}" if khat < torch.inf else "beyond measure: few draws carry all weight"
 
 
 def _data_state(

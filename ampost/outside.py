@@ -98,7 +98,8 @@ def in_doses(schedule: tuple[DosePlan, ...], record: Experiments) -> list[str]:
     bad = numbers[(numbers < least) | (numbers > most)]
     if len(bad):
         planned = f"{most}" if least == most else f"{least} to {most}"
-        return [f"{int(bad[0])} doses in an experiment, the design has {planned}"]
+        missing = "; is the table of doses missing?" if not doses.any else ""
+        return [f"{int(bad[0])} doses in an experiment, the design has {planned}{missing}"]
     found = []
     for k, target in enumerate(doses.targets):
         mine = doses.mask & (doses.target == k)

@@ -17,7 +17,7 @@ from ampost import outside
 from ampost.carried import chosen_draws, refuse_other, taken_for_known
 from ampost.design import Design
 from ampost.errors import ArgumentError, ModelError
-from ampost.experiments import Channel, Experiments
+from ampost.experiments import Channel, Doses, Experiments
 from ampost.labels import constant, laid
 from ampost.model import Model
 from ampost.ode.failures import reasons
@@ -50,7 +50,8 @@ def predict(
     Args:
         result: a posterior, of `infer`, `baselines.nuts` or `baselines.fit`.
         experiments: what to predict, (experiment, time).
-        times: in place of their times, (time,) or (experiment, time), rising, in the model's unit.
+        times: in place of their times, (time,) or (experiment, time), rising, in the model's unit; at the
+            time of a dose they come after it.
         model: needed for a result that comes from a file.
         seed: of the noise and of new experiments' own parameters.
         draws: at most so many, evenly spaced in each chain.
@@ -141,15 +142,20 @@ def _one(experiments: Experiments) -> Experiments:
 def _looks(model: Model, experiments: Experiments, times: Any) -> Experiments:  # noqa: ANN401
     """Every channel of the model at every time, without values and limits."""
     grid = experiments.times if times is None else _grid(times, experiments)
-    everywhere = torch.ones_like(grid, dtype=torch.bool)
     nothing = Channel(torch.zeros_like(experiments.times, dtype=torch.bool))
     channels = {
         name: _beside(experiments.channels.get(name, nothing), experiments.times, grid)
         for name in model.channels
     }
-    after = experiments.after_dose if times is None else torch.zeros_like(everywhere)
+    after = experiments.after_dose if times is None else _at_a_dose(grid, experiments.doses)
     live = torch.ones_like(experiments.live)
     return replace(experiments, times=grid, channels=channels, after_dose=after, live=live)
+
+
+def _at_a_dose(grid: Tensor, doses: Doses) -> Tensor:
+    """Which times (experiment, time) are those of a dose: a curve shows what it does, so it comes first."""
+    same = (grid[:, :, None] == doses.time[:, None, :]) & doses.mask[:, None, :]
+    return same.any(-1)
 
 
 def _grid(times: Any, experiments: Experiments) -> Tensor:  # noqa: ANN401

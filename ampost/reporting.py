@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
@@ -36,15 +37,28 @@ def write(result: xr.DataTree, model: Model, data: Experiments, folder: str | Pa
     folder = opened(folder)
     entries = {str(n): values(result, "fit", n) for n in result["fit"].data_vars}
     single = {name: entry.item() for name, entry in entries.items() if entry.ndim == 0}
-    # JSON has no NaN: what is not known is null
-    verdict = {name: None if value != value else value for name, value in single.items()}
-    files.write_text(folder / "verdict.json", json.dumps(verdict, indent=2))
+    verdict = {name: _plain(value) for name, value in single.items()}
+    files.write_text(folder / "verdict.json", json.dumps(verdict, indent=2, allow_nan=False) + "\n")
     files.write_text(folder / "summary.csv", summary(result).to_csv(index_label="parameter"))
     _netcdf(result, folder / "posterior.nc")
     picture(plots.predictive(result, data, dict(model.units)), folder / "predictive.png")
     picture(plots.pairs(result), folder / "pairs.png")
     names = ("summary.csv", "verdict.json", "posterior.nc", "predictive.png", "pairs.png")
     return [folder / name for name in names]
+
+
+def _plain(value: object) -> object:
+    """A value that JSON can hold: it has no NaN and no infinity, so what is not a number is null."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def without_predictions(folder: Path) -> list[Path]:
+    """Remove the predictions of an earlier posterior from a folder; returns what was there."""
+    found = [folder / f"predictions.{kind}" for kind in ("nc", "csv", "png")]
+    found = [path for path in found if path.is_file()]
+    for path in found:
+        path.unlink()
+    return found
 
 
 def write_summaries(results: Mapping[str, xr.DataTree], folder: Path) -> Path:

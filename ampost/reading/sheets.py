@@ -56,6 +56,9 @@ def sheet(source: Source, what: str) -> Sheet:
             f".parquet file"
         )
     path = Path(source)
+    if path.is_dir():
+        inside = ", ".join(sorted(p.name for p in path.iterdir())[:5]) or "nothing"
+        raise TableError(f"{str(path)!r} is a folder, expected a table; it holds {inside}")
     if not path.is_file():
         raise TableError(f"there is no file {str(path)!r}; {_near_files(path)}")
     suffix = path.suffix.lower().lstrip(".")
