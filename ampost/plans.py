@@ -40,6 +40,14 @@ class Looks:
     width: Range | None = None
     intervals: float = 0.0
 
+    def __post_init__(self) -> None:
+        if not self.times or list(self.times) != sorted(self.times):
+            raise DesignError(f"Looks(times={self.times}): expected at least one time, in rising order")
+        ranges = {"sd": self.sd, "lowest": self.lowest, "highest": self.highest, "width": self.width}
+        for name, ends in {"rows": self.rows, "replicates": self.replicates, **ranges, **self.columns}.items():
+            if ends is not None:
+                _refuse_no_range(f"Looks({name}=...)", ends)
+
 
 @dataclass(frozen=True)
 class DosePlan:
@@ -54,6 +62,10 @@ class DosePlan:
     amount: Range
     duration: Range = (0.0, 0.0)
     presence: Range = (0.0, 1.0)
+
+    def __post_init__(self) -> None:
+        for name in ("time", "amount", "duration", "presence"):
+            _refuse_no_range(f"DosePlan({self.target!r}, {name}=...)", getattr(self, name))
 
 
 @dataclass(frozen=True)
@@ -100,6 +112,13 @@ class InputPlan:
         second = order >= len(grid) - len(torch.cat(jumps).unique())
         before = torch.cat([grid[1:] == grid[:-1], torch.zeros(1).bool()]) & ~second
         return grid, torch.stack([_held(t, v, grid, True, before) for t, v in signals])
+
+
+def _refuse_no_range(where: str, ends: object) -> None:
+    """A range is a pair of numbers in order; one number alone is the usual mistake."""
+    pair = isinstance(ends, tuple | list) and len(ends) == 2 and all(isinstance(e, int | float) for e in ends)
+    if not pair or ends[0] > ends[1]:  # type: ignore[index]
+        raise DesignError(f"{where} is {ends!r}, expected a range (low, high), or (x, x) for one value x")
 
 
 def _held(times: Tensor, values: Tensor, at: Tensor, linear: bool, before: Tensor | None = None) -> Tensor:

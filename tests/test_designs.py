@@ -26,7 +26,7 @@ from ampost import (
 from ampost.bank import build
 from ampost.calibration import inside_band
 from ampost.checks import misfit
-from ampost.errors import ExperimentError
+from ampost.errors import DesignError, ExperimentError
 from ampost.inference import Settings
 from ampost.mcmc import smc
 from ampost.plans import dose_numbers
@@ -221,3 +221,18 @@ def test_data_that_no_parameters_explain_are_failed_by_infer_and_never_consisten
     nothing = smc(torch.zeros(50, 1, 2).double(), lambda z: (z.sum(-1), z.sum(-1) - torch.inf), seed=0)
     assert not nothing.complete
     assert nothing.stages == 0
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: DosePlan("A", (0.0, 1.0), (1.0, 2.0), presence=0.5), r"presence=.* is 0.5, expected a range"),
+        (lambda: DosePlan("A", (2.0, 1.0), (1.0, 2.0)), r"time=.* is \(2.0, 1.0\), expected a range"),
+        (lambda: Looks((), (1, 2)), r"times=\(\)\): expected at least one time"),
+        (lambda: Looks((2.0, 1.0), (1, 2)), "in rising order"),
+        (lambda: Looks((1.0, 2.0), (1, 2), sd=0.1), r"sd=.* is 0.1, expected a range \(low, high\)"),
+    ],
+)
+def test_a_plan_names_what_is_no_range(make: Any, words: str) -> None:
+    with pytest.raises(DesignError, match=words):
+        make()
