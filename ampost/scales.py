@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -55,7 +55,7 @@ def suspect(model: Model, record: Experiments, conspicuous: bool, seconds: float
     first = _joint(model, record, z)
     took = time.perf_counter() - began
     tried: list[tuple[Scaled, Tensor]] = []
-    for candidate in candidates(record):
+    for candidate in candidates(record, counted(model, record, derive(seed, "counts"))):
         began = time.perf_counter()
         if began + took > ends:
             break
@@ -102,12 +102,24 @@ def exact(channel: Channel) -> Tensor:
     return channel.mask if channel.censoring is None else channel.mask & (channel.censoring == 0)
 
 
-def candidates(record: Experiments) -> Iterator[Scaled]:
-    """The data with one quantity scaled by the factor of a usual unit; counts are not scaled."""
+def counted(model: Model, record: Experiments, seed: int) -> set[str]:
+    """The channels whose noise gives whole numbers; measured values may be whole by chance or by their unit."""
+    free = {
+        name: Channel(channel.mask, sd=channel.sd, columns=channel.columns)
+        for name, channel in record.channels.items()
+    }
+    looks = replace(record.without_values(), channels=free).expand((FIRST,))
+    drawn = model.simulate_at(None, looks, seed).experiments.channels
+    return {
+        name for name, c in drawn.items() if c.values is not None and bool((c.values == c.values.round()).all())
+    }
+
+
+def candidates(record: Experiments, counts: Collection[str] = ()) -> Iterator[Scaled]:
+    """The data with one quantity scaled by the factor of a usual unit; `counts` are not scaled."""
     both = [f for factor in THOUSAND for f in (factor, 1 / factor)]
-    for name, channel in record.channels.items():
-        values = None if channel.values is None else channel.values[exact(channel)]
-        if values is not None and bool((values != values.round()).any()):
+    for name in record.channels:
+        if name not in counts:
             for factor in both:
                 yield Scaled(name, "data", factor, _with_channel(record, name, factor))
     for name in record.conditions:

@@ -11,7 +11,7 @@ import torch
 
 from ampost import Design, Doses, Experiments, Input, Model, between, observe, odeint
 from ampost.experiments import LEFT
-from ampost.scales import Scaled, candidates, suspect
+from ampost.scales import Scaled, candidates, counted, suspect
 
 
 def fed(t: Any, y: Any, p: Any) -> Mapping[str, Any]:
@@ -58,9 +58,24 @@ def test_each_candidate_changes_its_quantity_alone(data: Experiments) -> None:
     torch.testing.assert_close(values, 1000 * data.channels["C"].values)
 
 
-def test_counts_are_not_scaled(data: Experiments) -> None:
-    whole = replace(data.channels["C"], values=torch.arange(7.0).double()[None])
-    assert not any(c.whose == "data" for c in candidates(replace(data, channels={"C": whole})))
+def test_counts_are_not_scaled_but_values_that_happen_to_be_whole_are(data: Experiments) -> None:
+    """Millimolar values in micromolar are whole numbers; counts are told by their noise."""
+
+    def both(experiments: Experiments) -> None:
+        rate = pyro.sample("rate", between(5.0, 50.0))
+        observe("N", dist.Poisson(rate + 0 * experiments.times), experiments)
+        observe("C", dist.Normal(rate + 0 * experiments.times, 1.0), experiments)
+
+    looks = Experiments.on([[0.0, 1.0, 2.0]], ["N", "C"])
+    whole = torch.tensor([[12.0, 9.0, 14.0]]).double()
+    record = looks.with_values({"N": whole, "C": 1000 * whole})
+    model = Model(both, Design.like(record))
+    assert counted(model, record, seed=0) == {"N"}
+    assert {c.name for c in candidates(record, {"N"}) if c.whose == "data"} == {"C"}
+    found = suspect(model, record, conspicuous=True, seconds=5.0, seed=0)
+    assert found is not None
+    assert (found.name, found.whose) == ("C", "data")
+    assert found.factor == pytest.approx(1e-3)
 
 
 @pytest.mark.parametrize(
