@@ -51,7 +51,3 @@ class EstimatorError(AmpostError):
 
 class FileError(AmpostError):
     """A file is damaged, of another kind, or of a newer format."""
-
-
-class ReferenceDataMissing(AmpostError):
-    """Reference data for tests and benchmarks are not on this machine."""
