@@ -1,240 +1,398 @@
-"""The bank: prior x the ODE's half of a design, each ODE solved once, on a dense grid.
+"""The bank: prior x the ODE's half of a design, each ODE solved once, in shards on disk.
 
-`bank.rows(i)` is a `Solver`: it answers a program's ODEs from stored trajectories by cubic Hermite
-interpolation, so that every training batch gets fresh times, masks and noise at no ODE cost.
+Shard k is a function of (model, design, seed, k) alone. So a bank that was interrupted goes on, one that grows
+keeps its shards, and any number of workers makes the same ones. Training reads it window by window, and memory
+does not grow with it.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
+import math
+import shutil
+import tempfile
+import threading
+import weakref
 from collections import Counter
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
 
+import joblib
+import numpy as np
 import torch
-from torch import Tensor
+from filelock import FileLock, Timeout
 
-from ampost.errors import TrainingError
-from ampost.experiments import Experiments, Signals
+from ampost import files
+from ampost.behaviour import difference
+from ampost.design import Design
+from ampost.errors import ArgumentError, BankError, FileError, TrainingError
+from ampost.knots import drawn, enough, table
 from ampost.model import Model
-from ampost.ode.edges import signal_at
-from ampost.ode.failures import Failure, reasons
-from ampost.ode.problem import OdeProblem, Rows, Solver, Trajectory, flatten
-from ampost.passes import Holding, idle
-from ampost.program import recording
-from ampost.progress import progress
+from ampost.ode.failures import Failure
+from ampost.passes import idle
+from ampost.progress import progress, tell
 from ampost.seeds import derive
+from ampost.shards import Packed, Shard, end_to_end, failure, packed, unpacked
 
-GRID = 160
+ROWS = 5_000  # of a shard, at most
+WINDOW = 256_000_000  # bytes held while training
+STEPS = 100  # of training on one window
+QUANTILES = 101  # of each parameter's prior, kept to say where simulations fail
+FAILED = "failed "  # begins the names of tensors that tell what failed
+TOP = "bank.ampost"
+REMEDY = (
+    "ampost.bank.build(model, rows, seed, folder) with the same model and seed makes what is not there, and "
+    "what is finished stays"
+)
+
+Header = Mapping[str, Any]
+Read = TypeVar("Read")
+Made = tuple[int, Header, dict[str, np.ndarray[Any, Any]]]
+_alone = threading.Lock()  # Pyro's handlers are those of the process: programs run in one thread at a time
 
 
 @dataclass(frozen=True)
-class Track:
-    """Dense output of one `odeint`: knots (row, experiment, knot), states and slopes by state in float32."""
+class Origin:
+    """What a bank is a function of, rows of a shard and knots included; `shards` is how many there should be.
 
-    times: Tensor
-    states: Tensor
-    slopes: Tensor
-    names: tuple[str, ...]
+    `quantiles` are those of each parameter under the prior, on the user's scale, in `units`.
+    """
+
+    model: str
+    fingerprint: Mapping[str, Any]
+    design: Design
+    seed: int
+    rows: int
+    knots: int
+    shards: int
+    quantiles: Mapping[str, list[float]]
+    units: Mapping[str, str]
+
+    @cached_property
+    def identity(self) -> str:
+        """The same for all shards of a bank, however many there are."""
+        parts = [self.fingerprint, self.design.to_json(), self.seed, self.rows, self.knots]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
 class Bank:
-    """Parameters z (row, z), protocols and trajectories; rows whose ODE failed are left out."""
+    """A finished bank in a folder: where it comes from and the header of each shard.
 
-    z: Tensor
-    protocols: Experiments
-    tracks: dict[str, Track]
-    failures: int
-    examples: tuple[Failure, ...] = ()
-    reasons: Counter[str] = field(default_factory=Counter)
+    A shard is read when it is asked for, and its checksum verified.
+    """
+
+    folder: Path
+    origin: Origin
+    headers: tuple[Header, ...]
+    _recent: dict[tuple[int, ...], Shard] = field(default_factory=dict, repr=False, compare=False)
 
     def __len__(self) -> int:
-        return self.z.shape[0]
+        """Usable rows."""
+        return sum(header["rows"] for header in self.headers)
 
-    def rows(self, index: Tensor) -> Solver:
-        """A solver that answers the ODEs of rows `index` from the store."""
+    @property
+    def failures(self) -> int:
+        """Rows whose ODE could not be solved; they are left out."""
+        return sum(header["failures"] for header in self.headers)
 
-        def answer(problem: OdeProblem) -> Trajectory:
-            track = self.tracks[problem.name]
-            times = problem.experiments.times
-            where = times.reshape(len(index), *times.shape[-2:])
-            part = Track(track.times[index], track.states[index], track.slopes[index], track.names)
-            states = interpolate(part, where, problem.experiments.after_dose.reshape(where.shape))
-            states = states.reshape(*times.shape, len(track.names))
-            return Trajectory(times, states, torch.zeros(times.shape[:-1], dtype=torch.long), track.names)
+    @property
+    def solves(self) -> int:
+        """Rows that were simulated, those that failed included."""
+        return len(self) + self.failures
 
-        return answer
+    @property
+    def reasons(self) -> Counter[str]:
+        """How many rows failed for which reason."""
+        return sum((Counter(header["reasons"]) for header in self.headers), Counter())
+
+    @property
+    def examples(self) -> tuple[Failure, ...]:
+        """The first few failures, each with a snippet that runs it again."""
+        return tuple(failure(stored) for header in self.headers for stored in header["examples"])[:3]
+
+    def belongs_to(self, model: Model) -> None:
+        """Raise BankError unless this bank was simulated for the model's behaviour and design."""
+        _refuse_other(self.folder, self.origin, model)
+
+    def shard(self, k: int) -> Shard:
+        """Shard k; the last one read is kept.
+
+        Raises:
+            FileError: it is damaged or not there.
+        """
+        if not 0 <= k < len(self.headers):
+            raise ArgumentError(
+                f"shard {k} of a bank of {len(self.headers)}: expected 0 to {len(self.headers) - 1}"
+            )
+        return self._joined((k,))
+
+    def window(self, step: int, seed: int) -> Shard:
+        """The rows that training step `step` chooses from, a function of (seed, step) alone.
+
+        A bank that fits into memory is one window. Else a window is some shards, and changes every 100 steps
+        along seeded permutations of all shards, so that every row is met.
+        """
+        count = len(self.headers)
+        windows = min(count, math.ceil(self._size / WINDOW))
+        if windows == 1:
+            return self._joined(tuple(range(count)))
+        epoch, place = divmod(step // STEPS, windows)
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(derive(seed, "epoch", epoch)))
+        return self._joined(tuple(order.tensor_split(windows)[place].tolist()))
+
+    @cached_property
+    def _size(self) -> int:
+        """Bytes of all shards."""
+        return sum(path_of(self.folder, k).stat().st_size for k in range(len(self.headers)))
+
+    def _joined(self, chosen: tuple[int, ...]) -> Shard:
+        """Shards end to end; the last answer is kept, and dropped before the next one is read."""
+        if chosen not in self._recent:
+            self._recent.clear()
+            headers = [self.headers[k] for k in chosen]
+            tensors = end_to_end(
+                (_read(self.folder, self.origin, k) for k in chosen), [h["rows"] for h in headers]
+            )
+            whole = {
+                **headers[0],
+                "rows": sum(h["rows"] for h in headers),
+                "failures": sum(h["failures"] for h in headers),
+                "reasons": sum((Counter(h["reasons"]) for h in headers), Counter()),
+                "examples": [e for h in headers for e in h["examples"]][:3],
+            }
+            self._recent[chosen] = unpacked(whole, tensors)
+        return self._recent[chosen]
 
 
-def interpolate(track: Track, times: Tensor, after: Tensor) -> Tensor:
-    """States (row, experiment, time, state) at `times`; at a dose, before it unless `after`."""
-    knots = track.times.contiguous()
-    left = torch.searchsorted(knots, times.contiguous())
-    right = torch.searchsorted(knots, times.contiguous(), right=True)
-    upper = torch.where(after, right, left).clamp(1, knots.shape[-1] - 1)
-    t0, t1 = knots.gather(-1, upper - 1), knots.gather(-1, upper)
-    wide = upper[..., None].expand(*upper.shape, track.states.shape[-1])
-    y0, y1 = (track.states.gather(-2, place).double() for place in (wide - 1, wide))
-    f0, f1 = (track.slopes.gather(-2, place).double() for place in (wide - 1, wide))
-    h = (t1 - t0).clamp(min=1e-300)[..., None]
-    x = ((times - t0).clamp(min=0.0)[..., None] / h).clamp(max=1.0)
-    x = torch.where((t1 > t0)[..., None], x, after[..., None].to(x))
-    down, up = (1 - x) ** 2, x**2
-    value = down * (1 + 2 * x) * y0 + up * (3 - 2 * x) * y1 + h * (x * down * f0 - up * (1 - x) * f1)
-    # a cubic may undershoot between two non-negative knots; the solution does not
-    floor = torch.where((y0 >= 0) & (y1 >= 0), 0.0, -torch.inf)
-    return torch.maximum(value, floor)
+def build(
+    model: Model, rows: int, seed: int, folder: str | Path | None = None, show: bool | None = None
+) -> Bank:
+    """Solve at least `rows` prior draws under the design's protocols, in `folder` or in one of its own.
 
-
-def build(model: Model, rows: int, seed: int, show: bool | None = None, chunk: int = 5_000) -> Bank:
-    """Solve `rows` prior draws under the design's protocols; chunk k is a function of (seed, k).
+    What is finished in `folder` stays: the bank goes on after an interruption, grows when more rows are asked
+    for, and a damaged shard is made again. Without a folder the bank is removed when nothing refers to it any
+    more. `joblib.parallel_config` says where shards are made; by default in this process.
 
     Raises:
-        TrainingError: every simulation failed.
+        ArgumentError: fewer than one row.
+        BankError: the folder holds a bank of another model, design or seed, or something else, or another
+            process builds in it.
+        FileError: a shard cannot be written, as the disk is full, say.
+        TrainingError: every simulation of a shard failed.
     """
-    parts: list[Bank] = []
-    with progress("simulating", rows, show) as bar:
-        for k, start in enumerate(range(0, rows, chunk)):
-            parts.append(_chunk(model, min(chunk, rows - start), derive(seed, "bank", k)))
-            bar.advance(min(chunk, rows - start))
-    failures = sum(p.failures for p in parts)
-    if failures == rows:
-        raise TrainingError(
-            f"all {rows} simulations of {model.name!r} failed; narrow the prior. "
-            f"{next((str(e) for p in parts for e in p.examples), '')}"
+    if rows < 1:
+        raise ArgumentError(f"a bank of {rows} rows: expected at least 1")
+    if folder is not None:
+        return _built(model, rows, seed, Path(folder), show)
+    own = Path(tempfile.mkdtemp(prefix="ampost-bank-"))
+    try:
+        bank = _built(model, rows, seed, own, show)
+    except BaseException:
+        shutil.rmtree(own)
+        raise
+    weakref.finalize(bank, shutil.rmtree, own, ignore_errors=True)
+    return bank
+
+
+def open_bank(folder: str | Path) -> Bank:
+    """The bank in a folder; no code is run.
+
+    Raises:
+        FileError: there is no bank, or some of its shards are not there.
+    """
+    folder = Path(folder)
+    origin = origin_of(folder)
+    missing = [k for k in range(origin.shards) if not path_of(folder, k).is_file()]
+    if missing:
+        raise FileError(
+            f"the bank in {str(folder)!r} lacks {len(missing)} of {origin.shards} shards (the first is "
+            f"{path_of(folder, missing[0]).name!r}); {REMEDY}"
         )
-    first = parts[0]
-    if len(parts) == 1:
-        return first
-    tracks = {name: _end_to_end([p.tracks[name] for p in parts]) for name in first.tracks}
-    examples = tuple(e for p in parts for e in p.examples)[:3]
-    protocols, counts = _joined([p.protocols for p in parts]), sum((p.reasons for p in parts), Counter())
-    return Bank(torch.cat([p.z for p in parts]), protocols, tracks, failures, examples, counts)
+    return Bank(folder, origin, tuple(_stored(folder, k, files.peek) for k in range(origin.shards)))
 
 
-def _end_to_end(tracks: list[Track]) -> Track:
-    return Track(
-        times=torch.cat([t.times for t in tracks]),
-        states=torch.cat([t.states for t in tracks]),
-        slopes=torch.cat([t.slopes for t in tracks]),
-        names=tracks[0].names,
-    )
+def origin_of(folder: Path) -> Origin:
+    """Where the bank in a folder comes from."""
+    if not (folder / TOP).is_file():
+        raise FileError(
+            f"there is no bank in {str(folder)!r}, which has no file {TOP}; give the folder of a bank, or make "
+            f"one by ampost.bank.build(model, rows, seed, folder)"
+        )
+    stored = files.load(folder / TOP, "bank")[0]
+    return Origin(**{**stored, "design": Design.from_json(stored["design"])})
 
 
-def _joined(parts: list[Experiments]) -> Experiments:
-    first, doses = parts[0], [p.doses for p in parts]
-    return replace(
-        first,
-        times=torch.cat([p.times for p in parts]),
-        conditions={k: torch.cat([p.conditions[k] for p in parts]) for k in first.conditions},
-        live=torch.cat([p.live for p in parts]),
-        after_dose=torch.cat([p.after_dose for p in parts]),
-        doses=replace(
-            first.doses,
-            time=torch.cat([d.time for d in doses]),
-            amount=torch.cat([d.amount for d in doses]),
-            duration=torch.cat([d.duration for d in doses]),
-            target=torch.cat([d.target for d in doses]),
-            mask=torch.cat([d.mask for d in doses]),
-        ),
-        inputs=Signals(
-            {
-                name: replace(
-                    signal,
-                    time=torch.cat([p.inputs[name].time for p in parts]),
-                    value=torch.cat([p.inputs[name].value for p in parts]),
-                    mask=torch.cat([p.inputs[name].mask for p in parts]),
+def path_of(folder: Path, k: int) -> Path:
+    """The file of shard k."""
+    return folder / f"shard-{k:05d}.ampost"
+
+
+def _built(model: Model, rows: int, seed: int, folder: Path, show: bool | None) -> Bank:
+    """The bank in `folder` with at least `rows` rows; what is not there is made."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with _only(folder):
+        for left in (*folder.glob(".shard-*.ampost.*"), *folder.glob(f".{TOP}.*")):
+            left.unlink()  # what an interruption left
+        origin = _begun(model, rows, seed, folder)
+        sound = _sound(folder, origin, show)
+        there = next(k for k in range(len(sound) + 1) if k not in sound)
+        wanted = max(math.ceil(rows / origin.rows), there)
+        if wanted != origin.shards:
+            origin = replace(origin, shards=wanted)
+            stored = {name: getattr(origin, name) for name in Origin.__dataclass_fields__}
+            files.save(folder / TOP, "bank", {**stored, "design": origin.design.to_json()}, {})
+        missing = [k for k in range(wanted) if k not in sound]
+        try:
+            _fill(model, origin, folder, missing, show)
+        except TrainingError:
+            if not any(folder.glob("shard-*.ampost")):
+                (folder / TOP).unlink()
+            raise
+    return open_bank(folder)
+
+
+def _fill(model: Model, origin: Origin, folder: Path, missing: list[int], show: bool | None) -> None:
+    """Make the missing shards and write each as it comes."""
+    with (
+        progress("simulating", len(missing) * origin.rows, show) as bar,
+        closing(_all(model, origin, missing)) as all_,
+    ):
+        for k, header, arrays in all_:
+            if not header["rows"]:
+                example = header["examples"][0] if header["examples"] else None
+                raise TrainingError(
+                    f"all {header['failures']} simulations of {model.name!r} failed; narrow the prior. "
+                    f"{failure(example) if example else ''}"
                 )
-                for name, signal in first.inputs.items()
-            }
-        ),
-    )
+            tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+            files.save(path_of(folder, k), "shard", header, tensors)
+            bar.advance(origin.rows)
 
 
-def _chunk(model: Model, count: int, seed: int) -> Bank:
-    protocols = model.design.draw_protocols(count, derive(seed, "protocols"))
-    first = torch.full((*protocols.live.shape, 1), model.design.start, dtype=torch.float64)
-    early = replace(protocols, times=first, after_dose=first.bool() & False)
-    with recording() as asked:
-        z = model.simulate_at(None, early, derive(seed, "z"), solver=idle).z
-    dense, after = _grid(model, _edges(model, protocols, [problem for problem, _ in asked.solved]))
-    looks = replace(protocols, times=dense, after_dose=after)
-    holding = Holding(model.solver, hold=False)
-    with recording() as record:
-        drawn = model.simulate_at(z, looks, derive(seed, "z"), solver=holding)
-    good = ~holding.failed((count, 1))[:, 0]
-    tracks = {}
-    for problem, trajectory in record.solved:
-        flat = flatten(problem)
-        names = trajectory.names
-        states = trajectory.states.reshape(*dense.shape, len(names))
-        tracks[problem.name] = Track(
-            dense[good], states[good].float(), _slopes(flat, states)[good].float(), names
+def _all(model: Model, origin: Origin, missing: list[int]) -> Generator[Made, None, None]:
+    """The shards in any order, by whatever joblib is configured to."""
+    work = joblib.delayed(_made)
+    tasks = [work(model, origin.identity, origin.rows, origin.seed, origin.knots, k) for k in missing]
+    try:
+        answer = joblib.Parallel(return_as="generator_unordered", batch_size=1)
+    except ValueError:  # the backends of Ray and multiprocessing answer with lists only
+        width = 2 * joblib.effective_n_jobs()
+        for start in range(0, len(tasks), width):
+            yield from joblib.Parallel(batch_size=1)(tasks[start : start + width])
+        return
+    yield from answer(tasks)
+
+
+def _made(model: Model, identity: str, rows: int, seed: int, knots: int, k: int) -> Made:
+    """Shard k, as it is stored."""
+    with _alone:
+        made = drawn(model, rows, derive(seed, "bank", k), knots)
+    header, tensors = packed(made.shard)
+    if len(made.status):
+        tensors |= {f"{FAILED}parameters": made.failed, f"{FAILED}status": made.status.to(torch.int8)}
+    header |= {"bank": identity, "errors": [float(f"{error:.3g}") for error in made.errors.tolist()]}
+    return k, header, {name: tensor.contiguous().numpy() for name, tensor in tensors.items()}
+
+
+def _begun(model: Model, rows: int, seed: int, folder: Path) -> Origin:
+    """The origin of the bank in `folder`, which must be this one, or of a new bank."""
+    if (folder / TOP).exists():
+        origin = origin_of(folder)
+        _refuse_other(folder, origin, model)
+        if origin.seed != seed:
+            raise BankError(
+                f"the bank in {str(folder)!r} was simulated with seed {origin.seed}, this one is asked for "
+                f"seed {seed}; give the same seed, or another folder"
+            )
+        return origin
+    strange = [path.name for path in folder.iterdir() if not path.name.startswith(".")]
+    if strange:
+        raise BankError(
+            f"the folder {str(folder)!r} is to hold a bank, but holds {strange[0]!r} and no {TOP}; give a new "
+            f"or empty folder"
         )
-    return Bank(
-        drawn.z[good], protocols.at(good), tracks, int((~good).sum()), drawn.failures, reasons(holding.statuses)
+    first = torch.full((2_000, model.design.experiments[1], 1), model.design.start, dtype=torch.float64)
+    early = model.design.draw_protocols(len(first), derive(seed, "protocols"))
+    early = replace(early, times=first, after_dose=torch.zeros_like(first, dtype=torch.bool))
+    prior = model.simulate_at(None, early, derive(seed, "quantiles"), solver=idle)
+    levels = torch.linspace(0.0, 1.0, QUANTILES, dtype=torch.float64)
+    return Origin(
+        model.name,
+        model.fingerprint(),
+        model.design,
+        seed,
+        math.ceil(rows / math.ceil(rows / ROWS)),
+        enough(model, seed),
+        0,
+        {name: value.quantile(levels).tolist() for name, value in table(prior.parameters).items()},
+        dict(model.units),
     )
 
 
-def _grid(model: Model, edges: Tensor) -> tuple[Tensor, Tensor]:
-    """Knots per experiment: evenly spaced, dense near the start, and both sides of every edge.
-
-    After each edge (draw, experiment, edge) there are further knots, fewer where there are many edges.
-    """
-    start, end = model.design.start, model.design.horizon
-    even = torch.linspace(0.0, 1.0, 2 * GRID // 3, dtype=torch.float64)
-    early = torch.logspace(-5, -1, GRID // 3, dtype=torch.float64)
-    base = start + (end - start) * torch.cat([even, early])
-    knots = base.expand(*edges.shape[:-1], len(base))
-    if not edges.shape[-1]:
-        knots = knots.sort(-1).values
-        return knots, torch.zeros_like(knots, dtype=torch.bool)
-    edges = edges.clamp(start, end)
-    after_each = early[:: max(4, edges.shape[-1] // 10)]
-    near = (edges[..., None] + (end - start) * after_each).flatten(-2).clamp(max=end)
-    both = torch.cat([knots, near, edges, edges], -1)
-    after = torch.cat([torch.zeros_like(torch.cat([knots, near, edges], -1)), torch.ones_like(edges)], -1)
-    order = (both + 0.0).sort(dim=-1, stable=True).indices
-    return both.gather(-1, order), after.gather(-1, order).bool()
+def _refuse_other(folder: Path, origin: Origin, model: Model) -> None:
+    """Raise BankError unless a bank has the model's behaviour and design."""
+    found = difference(origin.fingerprint, model, origin.design)
+    if found is not None:
+        raise BankError(
+            f"the bank in {str(folder)!r} was simulated for another model, {origin.model!r}: {found}; give "
+            f"another folder, or the model that it was simulated for"
+        )
+    theirs, mine = (json.loads(json.dumps(design.to_json())) for design in (origin.design, model.design))
+    for name, value in mine.items():
+        if value != theirs[name]:
+            raise BankError(
+                f"the bank in {str(folder)!r} was simulated for another design: its {name} are {theirs[name]}, "
+                f"those of {model.name!r} are {value}; give another folder, or the model with the bank's "
+                f"design (open_bank(folder).origin.design)"
+            )
 
 
-def _edges(model: Model, protocols: Experiments, asked: list[OdeProblem]) -> Tensor:
-    """Times (draw, experiment, edge) at which a slope or a state jumps: doses, as the program gives them to
-    its ODEs, ends of infusions, breakpoints of inputs."""
-    start, shape = model.design.start, tuple(protocols.live.shape)
-
-    def per_experiment(time: Tensor) -> Tensor:
-        """(draw, 1, ..., experiment, dose), where plates of the program's own may stand, flat."""
-        full = time.expand(shape[0], *time.shape[1:-2], shape[1], time.shape[-1])
-        return full.reshape(shape[0], -1, shape[1], time.shape[-1]).movedim(1, 2).flatten(2)
-
-    parts = [torch.zeros(*shape, 0, dtype=torch.float64)]
-    for problem in asked:
-        doses = problem.doses
-        if not doses.time.shape[-1]:
-            continue
-        for time in (doses.time, doses.time + doses.duration):
-            known = torch.where(doses.mask, time, start)
-            parts.append(per_experiment(known.reshape(*(1,) * (4 - known.dim()), *known.shape)))
-    parts += [torch.where(s.mask, s.time, start) for s in protocols.inputs.values()]
-    return torch.cat(parts, -1)
+def _sound(folder: Path, origin: Origin, show: bool | None) -> set[int]:
+    """The shards in `folder` that are whole; one that is not is named."""
+    found = set()
+    for path in sorted(folder.glob("shard-*.ampost")):
+        k = int(path.stem.rpartition("-")[2])
+        try:
+            _read(folder, origin, k)
+            found.add(k)
+        except FileError as error:
+            tell(f"the bank makes a shard again: {error}", show)
+    return found
 
 
-def _slopes(flat: Rows, states: Tensor) -> Tensor:
-    """The right-hand side at every knot, inputs and infusions included."""
-    knots = flat.times.shape[1]
-    parameters = {k: v.repeat_interleave(knots) for k, v in flat.parameters.items()}
-    for name, signal in flat.inputs.items():
-        parameters[name] = signal_at(signal, flat.times, flat.after_dose).reshape(-1)
-    y = states.reshape(-1, states.shape[-1])
-    slopes = flat.rhs(flat.times.reshape(-1), y, parameters).reshape(states.shape)
-    infused = (flat.dose_duration > 0) & flat.dose_mask
-    if not bool(infused.any()):
-        return slopes
-    t, late = flat.times[..., None], flat.after_dose[..., None]
-    begin = flat.dose_time[:, None]
-    end = begin + flat.dose_duration[:, None]
-    on = infused[:, None] & torch.where(late, (t >= begin) & (t < end), (t > begin) & (t <= end))
-    rate = torch.where(on, (flat.dose_amount / flat.dose_duration.clamp(min=1e-300))[:, None], 0.0)
-    size = states.shape[-1]  # targets beyond the states are events, which have no inflow
-    onto = torch.nn.functional.one_hot(flat.dose_target.clamp(max=size), size + 1)[..., :size].to(rate)
-    return slopes + torch.einsum("rtn,rns->rts", rate, onto).reshape(states.shape)
+def _read(folder: Path, origin: Origin, k: int) -> Packed:
+    """The tensors of shard k, without what failed, after its checksum was verified."""
+    header, tensors = _stored(folder, k, files.load)
+    if header["bank"] != origin.identity:
+        raise FileError(f"{str(path_of(folder, k))!r} is a shard of another bank; delete it: {REMEDY}")
+    return {name: value for name, value in tensors.items() if not name.startswith(FAILED)}
+
+
+def _stored(folder: Path, k: int, read: Callable[[Path, str], Read]) -> Read:
+    """What `read` reads of shard k."""
+    try:
+        return read(path_of(folder, k), "shard")
+    except FileError as error:
+        raise FileError(f"shard {k} of a bank: {error}; {REMEDY}") from error
+
+
+@contextmanager
+def _only(folder: Path) -> Iterator[None]:
+    """The only process that builds in `folder`; a killed one does not count."""
+    lock = FileLock(str(folder / ".lock"), timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise BankError(
+            f"another process builds the bank in {str(folder)!r}; wait for it, or give another folder"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()

@@ -49,5 +49,9 @@ class EstimatorError(AmpostError):
     """An estimator does not belong to the model, design or data that it is asked about."""
 
 
+class BankError(AmpostError):
+    """A bank belongs to another model, design or seed, or is at work elsewhere."""
+
+
 class FileError(AmpostError):
     """A file is damaged, of another kind, or of a newer format."""

@@ -148,6 +148,10 @@ class Model:
             return parts[0]
         return Scores(*(_cat([getattr(p, name) for p in parts]) for name in Scores.__dataclass_fields__))
 
+    def run(self, z: Tensor, data: Experiments, solver: Solver | None = None) -> Pass:
+        """One pass that scores z (draw, dataset, z) under data (dataset, ...): all that its handlers saw."""
+        return self._run(z, data, self.solver if solver is None else solver, draw=False)
+
     def log_joint(self, z: Tensor, data: Experiments) -> Tensor:
         """Log joint density in z, (draw, dataset): log p(data | theta) + log p(theta) + log |d theta / d z|."""
         return self.score(z, data).log_joint
@@ -191,6 +195,15 @@ class Model:
             failed=holding.failed((looks.batch[0], 1))[:, 0],
             failures=tuple(holding.examples),
         )
+
+    def noises(self, z: Tensor, looks: Experiments, solver: Solver | None = None) -> dict[str, Any]:
+        """The noise of each channel at `looks` (draw, experiment, time) for parameters z (draw, z), undrawn.
+
+        Each is a distribution of batch shape (draw, 1, ..., experiment, time), masked where nothing is seen.
+        """
+        looks = looks.without_values()
+        answering_solver = self.solver if solver is None else solver
+        return self._run(z[:, None], looks.map(lambda t: t[:, None]), answering_solver, draw=False).noises
 
     def prepare(self, data: Experiments) -> Experiments:
         """The data in the model's units, after refusing what the program cannot score."""

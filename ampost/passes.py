@@ -150,8 +150,8 @@ class Pass(Messenger):
         msg["value"] = theta
 
     def _observation(self, msg: Any) -> None:  # noqa: ANN401
+        self.noises[msg["name"]] = msg["fn"]
         if msg["is_observed"]:
-            self.noises[msg["name"]] = msg["fn"]
             self.log_likelihood[msg["name"]] = msg["fn"].log_prob(msg["value"])
             return
         fn = msg["fn"]
