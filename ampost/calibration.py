@@ -47,7 +47,7 @@ def calibrate(
     ranks, spread = [], []
     with progress_bar("calibrating", len(good), progress) as bar:
         for k, part in enumerate(torch.arange(len(good)).split(100)):
-            reading = estimator.reading(data.at(part))
+            reading = estimator.reading(model, data.at(part))
             drawn = estimator.sample(reading, draws, derive(seed, "draws", k))
             ranks.append((drawn < z[part]).sum(0))
             spread.append(drawn.var(0))

@@ -18,11 +18,11 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from ampost import bank as banks
-from ampost import plots
+from ampost import knots, plots
 from ampost.bank import Bank
 from ampost.errors import TrainingError
 from ampost.experiments import INTERVAL, LEFT, RIGHT, Experiments
-from ampost.inference import Settings
+from ampost.learning import Settings
 from ampost.model import Model
 from ampost.nets import DeepSet
 from ampost.ode.problem import Status
@@ -426,9 +426,9 @@ def _training(model: Model, settings: Settings, seed: int) -> tuple[float, str]:
     """Estimated seconds of a training by `settings`, and how they come about."""
     schedule = settings.schedule
     try:
-        banks.build(model, 16, derive(seed, "warm"), show=False)
-        began = time.perf_counter()
         bank = banks.build(model, TIMED, derive(seed, "timed"), show=False)
+        began = time.perf_counter()
+        knots.drawn(model, TIMED, derive(seed, "timed"), bank.origin.knots)
         rate = TIMED / (time.perf_counter() - began)
     except TrainingError as error:
         return float("inf"), f"Training is not possible: {error}"
@@ -462,13 +462,14 @@ def _one_thread() -> Iterator[None]:
 
 def _step(model: Model, bank: Bank, settings: Settings, seed: int) -> float:
     """Seconds that the data and the embedding of one batch take, the best of a few."""
-    index = torch.randint(len(bank), (settings.batch,), generator=torch.Generator().manual_seed(seed))
+    shard = bank.window(0, seed)
+    index = torch.randint(len(shard), (settings.batch,), generator=torch.Generator().manual_seed(seed))
     channels = tuple(name for name in model.channels if name in model.design.channels)
     sizes, network, taken = settings.architecture, None, [float("inf")]
     while len(taken) <= 5 and sum(taken[1:]) < 0.8:
         began = time.perf_counter()
-        looks = model.design.draw_looks(bank.protocols.at(index), derive(seed, "looks"))
-        drawn = model.simulate_at(bank.z[index], looks, derive(seed, "noise"), solver=bank.rows(index))
+        looks = model.design.draw_looks(shard.protocols.at(index), derive(seed, "looks"))
+        drawn = model.simulate_at(shard.z[index], looks, derive(seed, "noise"), solver=shard.rows(index))
         seen = tokens(drawn.experiments, scaling_of(channels, model.design, drawn.experiments))
         if network is None:
             network = DeepSet(seen[0].shape[-1], seen[2].shape[-1], sizes.width, sizes.context)

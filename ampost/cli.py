@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ampost import __version__
+from ampost import __version__, banking
 from ampost.errors import AmpostError
 
 if TYPE_CHECKING:
@@ -35,6 +35,8 @@ app = typer.Typer(
     help="Amortized inference for ODE models.",
     epilog="Exit codes: 0 done, 1 bad input, 2 wrong usage, 3 done, but the verdict says that it failed.",
 )
+
+app.add_typer(banking.app, name="bank")
 
 LIBRARIES = (
     "torch",
@@ -165,7 +167,7 @@ def check(
     source, built, data = _ready(given, Tables(conditions, doses, inputs, by, column, limit))
     from ampost import programs
     from ampost.checking import check as checked
-    from ampost.inference import Settings
+    from ampost.learning import Settings
     from ampost.reporting import folders, opened, picture
     from ampost.training import Schedule
 
@@ -210,8 +212,8 @@ def infer(
 
     from ampost import programs, reporting
     from ampost.correction import Budget
-    from ampost.inference import Settings
     from ampost.inference import infer as inferred
+    from ampost.learning import Settings
     from ampost.training import Schedule
 
     settings = Settings(simulations=simulations, schedule=Schedule(seconds=seconds))
@@ -232,6 +234,56 @@ def infer(
     typer.echo(f"the estimator is {used}; use it for more data by --estimator {used}")
     if failed:
         raise typer.Exit(FAILED)
+
+
+@app.command()
+def train(
+    files: Files = None,
+    model: ModelName = None,
+    conditions: Conditions = None,
+    doses: DosesTable = None,
+    inputs: InputsTable = None,
+    by: By = None,
+    column: Columns = None,
+    limit: Limits = None,
+    out: Annotated[Path, typer.Option(help="The trained estimator.")] = Path("estimator.ampost"),
+    bank: Annotated[
+        Path | None, typer.Option(help="Folder that keeps the simulations, to use again and add to.")
+    ] = None,
+    simulations: Annotated[int, typer.Option(min=1, help="ODE solves to train from.")] = SIMULATIONS,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of training.")] = 4_000,
+    seconds: Annotated[float, typer.Option(min=1.0, help="Most seconds of training.")] = float("inf"),
+    proxy: Annotated[bool, typer.Option(help="Learn a proxy of the ODE, and train on it too.")] = False,
+    seed: Seed = 0,
+) -> None:
+    """An estimator for a model and its design. Example: ampost train --model sir_influenza --out sir.ampost
+
+    Stopped at any moment, the same command goes on where it was. With data the design is that of the data.
+    """
+    given = _given(files, model)
+    started = out.with_suffix(".part")
+    if out.exists() and not started.exists():
+        raise typer.BadParameter(f"{out} is there already and is complete (no {started}): delete it first")
+    from ampost import programs
+    from ampost.inference import train as trained
+    from ampost.learning import Settings
+    from ampost.proxy import ProxySettings
+    from ampost.training import Schedule
+
+    source = programs.load(given.model)
+    data = _read(given, Tables(conditions, doses, inputs, by, column, limit)) if given.data else None
+    built = programs.model_of(source, programs.data_of(source) if data is None and source.own else data)
+    settings = Settings(
+        simulations=simulations,
+        schedule=Schedule(steps=steps, seconds=seconds),
+        proxy=ProxySettings() if proxy else None,
+    )
+    with programs.telling(source.path):
+        made = trained(built, settings, seed, bank=bank, checkpoint=started)
+    made.save(out)
+    stopped = "stopped early; the same command goes on" if made.report.interrupted else "trained"
+    typer.echo(f"{stopped}: validation loss {made.loss:.3f} after {made.seconds:.0f} s, {made.solves:,} solves")
+    typer.echo(f"wrote {out}; use it by ampost infer ... --estimator {out}")
 
 
 @app.command()
@@ -327,8 +379,8 @@ def demo(
 ) -> None:
     """Hare and lynx, from nothing to a corrected posterior. Example: ampost demo --out demo"""
     from ampost.correction import Budget
-    from ampost.inference import Settings
     from ampost.inference import infer as inferred
+    from ampost.learning import Settings
     from ampost.training import Schedule
     from ampost.zoo import lotka_volterra
 

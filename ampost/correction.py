@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ampost import importance
 from ampost.errors import ArgumentError
-from ampost.estimator import Estimator
+from ampost.estimator import Estimator, Reading
 from ampost.experiments import Experiments
 from ampost.importance import Component, Draws
 from ampost.mcmc import SmcResult, convergence, hmc, smc
@@ -96,7 +96,9 @@ def correct(
 ) -> Corrected:
     """The exact posterior of one data set from the network's proposal, or from Markov chains that say so."""
     exact = _Exact(model, data)
-    flow, prior = _flow(trained, data), _prior(model, data)
+    reading = trained.reading(model, data)
+    exact.solves += 0 if reading.laplace is None else reading.laplace.solves
+    flow, prior = _flow(trained, reading), _prior(model, data)
     plain = importance.draw_round(
         [importance.shared(flow, 0.95), importance.shared(prior, 0.05)], exact, ROUND, derive(seed, "plain")
     )
@@ -299,8 +301,7 @@ def _mixture(fitted: list[Component], flow: Component, prior: Component, share: 
     return [importance.shared(flow, share), importance.shared(prior, 0.05), *parts]
 
 
-def _flow(trained: Estimator, data: Experiments) -> Component:
-    reading = trained.reading(data)
+def _flow(trained: Estimator, reading: Reading) -> Component:
     return Component(
         "flow",
         torch.ones(1, dtype=torch.float64),

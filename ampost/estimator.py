@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,29 +19,38 @@ import torch
 from torch import Tensor, nn
 
 from ampost import files
-from ampost.bank import Bank
+from ampost.behaviour import difference
 from ampost.design import Design, tuples
 from ampost.errors import EstimatorError, UnsupportedError
 from ampost.experiments import Experiments
+from ampost.laplace import Laplace, highest
 from ampost.model import Model
 from ampost.nets import DeepSet, perceptron
-from ampost.seeds import derive, seeded
-from ampost.tokens import Scaling, scaling_of, tokens
-from ampost.training import FitReport, Schedule, fit
+from ampost.seeds import seeded
+from ampost.tokens import Scaling, tokens
+from ampost.training import FitReport
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 LOG_2PI = math.log(2 * math.pi)
+STARTS = 3  # of the search for a mode, beside the median
+LEAST = 0.01  # share of the density given the context alone, beside the one about the mode
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """Sizes of the networks; `density` is the name of a builder in sbi's `posterior_nn`."""
+    """Sizes of the networks; `density` is the name of a builder in sbi's `posterior_nn`.
+
+    Each transform of the density is shaped by a network of `layers` layers of `hidden` units. With two `passes`
+    it is a coupling, which draws quickly; without a number it is autoregressive.
+    """
 
     width: int = 96
     context: int = 64
     density: str = "zuko_maf"
     transforms: int = 5
     hidden: int = 64
+    layers: int = 2
+    passes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -93,49 +102,84 @@ class Layout:
 
 @dataclass(frozen=True)
 class Reading:
-    """What the networks read in data: the context, the embedding of each experiment, which are live."""
+    """What the networks read in data: the context, the embedding of each experiment, which are live.
+
+    Of a refined estimator also the normal approximation about the mode.
+    """
 
     context: Tensor
     each: Tensor
     live: Tensor
+    laplace: Laplace | None = None
 
 
-class _Networks(nn.Module):
-    """Embedding, quantile heads and densities; those of local parameters are shared by all experiments."""
+class Networks(nn.Module):
+    """Embedding, point heads and densities; those of local parameters are shared by all experiments.
 
-    def __init__(self, sizes: Architecture, scaling: Scaling, layout: Layout) -> None:
+    With `traced` there is a head for the parameters whose trajectory is nearest. With `refined` a second
+    density stands in coordinates where the normal approximation about the mode is standard; the two are mixed,
+    so that the first one covers what the mode leaves out.
+    """
+
+    def __init__(
+        self, sizes: Architecture, scaling: Scaling, layout: Layout, traced: bool = False, refined: bool = False
+    ) -> None:
         super().__init__()
-        self.layout = layout
+        self.layout, self.traced = layout, traced
         shared, local = layout.shared, layout.local
-        self.embedding = DeepSet(scaling.token, len(scaling.conditions), sizes.width, sizes.context)
+        self.embedding: nn.Module = DeepSet(scaling.token, len(scaling.conditions), sizes.width, sizes.context)
+        heads = len(QUANTILES) + int(traced)
         if shared:
-            self.point: Any = perceptron(sizes.context, sizes.width, shared * len(QUANTILES), hidden=1)
+            self.point: Any = perceptron(sizes.context, sizes.width, shared * heads, hidden=1)
             self.density: Any = _density(sizes, shared, sizes.context)
         if local:
             known = sizes.width + sizes.context
-            self.local_point: Any = perceptron(known, sizes.width, local * len(QUANTILES), hidden=1)
+            self.local_point: Any = perceptron(known, sizes.width, local * heads, hidden=1)
             self.local_density: Any = _density(sizes, local, sizes.width + shared)
+        self.refinement: Refinement | None = None
+        if refined:
+            self.refine(sizes)
+
+    def refine(self, sizes: Architecture) -> Refinement:
+        """A second density, not trained yet."""
+        self.refinement = Refinement(sizes, self.layout.shared)
+        return self.refinement
 
     def read(self, seen: tuple[Tensor, ...]) -> Reading:
         """The reading of tokens, mask, conditions and live experiments."""
         context, each = self.embedding(*seen)
         return Reading(context, each, seen[3])
 
-    def quantiles(self, reading: Reading, share: float = 1.0) -> Tensor:
-        """Quantiles (dataset, z, quantile); only `share` of their gradient reaches the embedding."""
+    def points(self, reading: Reading, share: float = 1.0) -> Tensor:
+        """Quantiles of z and, where `traced`, the z of the nearest trajectory: (dataset, z, quantile).
+
+        Only `share` of their gradient reaches the embedding.
+        """
         context, each = (v.detach() + share * (v - v.detach()) for v in (reading.context, reading.each))
         datasets, experiments = each.shape[:2]
         shared, own = self.layout.places(experiments)
-        out = context.new_zeros(datasets, shared.numel() + own.numel(), len(QUANTILES))
+        heads = len(QUANTILES) + int(self.traced)
+        out = context.new_zeros(datasets, shared.numel() + own.numel(), heads)
         if shared.numel():
-            out[:, shared] = self.point(context).reshape(datasets, -1, len(QUANTILES))
+            out[:, shared] = self.point(context).reshape(datasets, -1, heads)
         if own.numel():
             both = torch.cat([each, context[:, None].expand(*each.shape[:2], context.shape[-1])], -1)
-            out[:, own] = self.local_point(both).reshape(datasets, *own.shape, len(QUANTILES))
+            out[:, own] = self.local_point(both).reshape(datasets, *own.shape, heads)
         return out
 
     def log_density(self, z: Tensor, reading: Reading) -> Tensor:
         """log q(z | data) of z (draw, dataset, z); the parameters of padding experiments follow N(0, 1)."""
+        wide = self.wide_log_density(z.float(), reading)
+        if self.refinement is None:
+            return wide
+        assert reading.laplace is not None
+        known = self.refinement.known(reading.context, reading.laplace)
+        standard = reading.laplace.standard(z.double()).float()
+        sharp = self.refinement.density.log_prob(standard, condition=known)
+        return self.refinement.mixed(wide, sharp + reading.laplace.log_scale.float(), known)
+
+    def wide_log_density(self, z: Tensor, reading: Reading) -> Tensor:
+        """log q(z | data) by the density given the context alone."""
         shared, own = self.layout.places(reading.each.shape[1])
         z_shared, z_own = z[..., shared], z[..., own]
         total = z.new_zeros(z.shape[:-1])
@@ -151,6 +195,21 @@ class _Networks(nn.Module):
 
     def sample(self, reading: Reading, draws: int) -> Tensor:
         """Draws z (draw, dataset, z)."""
+        if self.refinement is None:
+            return self.wide_sample(reading, draws)
+        assert reading.laplace is not None
+        known = self.refinement.known(reading.context, reading.laplace)
+        wide = torch.rand(draws, len(known)) < self.refinement.share(known)
+        z = reading.laplace.back(self.refinement.density.sample((draws,), condition=known).double())
+        most = int(wide.sum(0).max())
+        if most:
+            # the first draws of the other density, as many as a data set asks for
+            place = (wide.cumsum(0) - 1).clamp(min=0)[..., None].expand_as(z)
+            z = torch.where(wide[..., None], self.wide_sample(reading, most).double().gather(0, place), z)
+        return z
+
+    def wide_sample(self, reading: Reading, draws: int) -> Tensor:
+        """Draws z (draw, dataset, z) of the density given the context alone."""
         datasets, experiments = reading.each.shape[:2]
         shared, own = self.layout.places(experiments)
         z = torch.zeros(draws, datasets, shared.numel() + own.numel())
@@ -170,6 +229,35 @@ class _Networks(nn.Module):
         return torch.cat([each, z_shared[..., None, :].expand(*shape, z_shared.shape[-1])], -1)
 
 
+class Refinement(nn.Module):
+    """A density about the mode, in coordinates where the normal approximation is standard, and its share.
+
+    It is given the context, the mode and the scales of the approximation.
+    """
+
+    def __init__(self, sizes: Architecture, z: int) -> None:
+        super().__init__()
+        known = sizes.context + 2 * z + 1
+        self.density: Any = _density(sizes, z, known)
+        self.gate = perceptron(known, 32, 1, hidden=1)
+
+    def known(self, context: Tensor, found: Laplace) -> Tensor:
+        """What the density is given (dataset, feature)."""
+        scales = found.factor.diagonal(dim1=-2, dim2=-1).log()
+        further = found.decrement.clamp(max=1e6).log1p()[:, None]
+        return torch.cat([context, found.mode.float(), scales.float() / 3, further.float()], -1)
+
+    def share(self, known: Tensor) -> Tensor:
+        """The share (dataset,) of draws that come from the density given the context alone."""
+        share: Tensor = LEAST + (1 - LEAST) * torch.sigmoid(self.gate(known)[..., 0] - 2)
+        return share
+
+    def mixed(self, wide: Tensor, sharp: Tensor, known: Tensor) -> Tensor:
+        """The log density of the mixture of both."""
+        share = self.share(known)
+        return torch.logaddexp(share.log() + wide, torch.log1p(-share) + sharp)
+
+
 def _density(sizes: Architecture, z: int, known: int) -> nn.Module:
     """sbi's density estimator over z given `known` numbers; argument checks stay as they were."""
     # importing sbi (through zuko) switches argument checks off for the whole process
@@ -185,48 +273,114 @@ def _density(sizes: Architecture, z: int, known: int) -> nn.Module:
         sizes.density,
         z_score_theta="none",
         z_score_x="none",
-        hidden_features=sizes.hidden,
         num_transforms=sizes.transforms,
         embedding_net=nn.Identity(),
+        **_shape(sizes),
     )
     density: nn.Module = build(torch.randn(8, z), torch.randn(8, known))
     return density
 
 
-def _close(mine: list[str], theirs: list[str]) -> bool:
-    """Whether two behaviours agree but for the error of a solver."""
-    pairs = [(float(a), float(b)) for a, b in zip(mine, theirs, strict=False)]
-    return len(mine) == len(theirs) and all(abs(a - b) <= 1e-3 * (1 + abs(b)) for a, b in pairs)
+def _shape(sizes: Architecture) -> dict[str, Any]:
+    """The networks inside a density, as its builder wants them told: zuko's take a list of layers."""
+    if not sizes.density.startswith("zuko"):
+        return {"hidden_features": sizes.hidden, "num_blocks": sizes.layers}
+    shape: dict[str, Any] = {"hidden_features": [sizes.hidden] * sizes.layers}
+    return shape if sizes.passes is None else shape | {"passes": sizes.passes}
+
+
+def read(networks: Networks, model: Model, data: Experiments, seen: tuple[Tensor, ...]) -> Reading:
+    """The reading of data and their tokens, with the normal approximation about the mode where it is used."""
+    reading = networks.read(seen)
+    if networks.refinement is None:
+        return reading
+    return replace(reading, laplace=approximated(networks, model, data, reading))
+
+
+def approximated(networks: Networks, model: Model, data: Experiments, reading: Reading) -> Laplace:
+    """The normal approximation about the mode of each data set.
+
+    The search starts from the medians of the point head and a few draws given the context.
+    """
+    median = networks.points(reading)[..., QUANTILES.index(0.5)]
+    with seeded(0):
+        starts = torch.cat([median[None], networks.wide_sample(reading, STARTS)])
+    return highest(model, data, starts.double().clamp(-4, 4))
+
+
+@dataclass(frozen=True)
+class Teaching:
+    """What an estimator learnt from: ODE solves, the share of rows by the proxy, and how that was off.
+
+    `proxy_error` is the 90 % quantile over held-out draws of the proxy's error, in units of the noise, summed
+    in squares over the measured points. `overfitting` is the validation loss less that of the bank's rows
+    with fresh noise, in nats.
+    """
+
+    solves: int
+    proxy_share: float = 0.0
+    proxy_error: float = math.nan
+    overfitting: float = math.nan
 
 
 @dataclass(frozen=True)
 class Estimator:
-    """A trained network with what it needs to read data: scaling, design, fingerprint, report.
+    """A trained network with what it needs to read data: scaling, design, fingerprint, report, teaching.
 
     It carries no program: loading runs no code.
     """
 
-    networks: _Networks
+    networks: Networks
     architecture: Architecture
     scaling: Scaling
     design: Design
     fingerprint: Mapping[str, Any]
     report: FitReport
-    solves: int
+    teaching: Teaching
+    refining: FitReport | None = None
 
-    def reading(self, data: Experiments) -> Reading:
-        """What the networks read in each data set, embedded once."""
+    @property
+    def seconds(self) -> float:
+        """Seconds of training."""
+        return self.report.seconds + (0.0 if self.refining is None else self.refining.seconds)
+
+    @property
+    def solves(self) -> int:
+        """ODE solves spent on training."""
+        return self.teaching.solves
+
+    @property
+    def loss(self) -> float:
+        """The validation loss, -log q of the true parameters, in nats."""
+        return self.report.best if self.refining is None else self.refining.best
+
+    def reading(self, model: Model, data: Experiments) -> Reading:
+        """What the networks read in each data set, embedded once; the mode is found on the model itself."""
         with torch.no_grad():
-            return self.networks.read(tokens(data, self.scaling))
+            return read(self.networks, model, data, tokens(data, self.scaling))
 
     def context(self, data: Experiments) -> Tensor:
         """The context (dataset, context) of each data set."""
-        return self.reading(data).context
+        with torch.no_grad():
+            return self._read(data).context
 
     def quantiles(self, data: Experiments) -> Tensor:
         """Posterior quantiles `QUANTILES` of z, (dataset, z, quantile), by one pass."""
         with torch.no_grad():
-            return self.networks.quantiles(self.reading(data)).double()
+            return self.networks.points(self._read(data))[..., : len(QUANTILES)].double()
+
+    def nearest(self, data: Experiments) -> Tensor:
+        """The z (dataset, z) whose noiseless trajectory should be nearest to the true one."""
+        if not self.networks.traced:
+            raise EstimatorError(
+                "this estimator was trained without a reconstruction loss; train with "
+                "Settings(proxy=ProxySettings(), reconstruction=True)"
+            )
+        with torch.no_grad():
+            return self.networks.points(self._read(data))[..., -1].double()
+
+    def _read(self, data: Experiments) -> Reading:
+        return self.networks.read(tokens(data, self.scaling))
 
     def sample(self, reading: Reading, draws: int, seed: int) -> Tensor:
         """Draws z (draw, dataset, z) from the density given a reading of the data."""
@@ -236,19 +390,16 @@ class Estimator:
     def log_density(self, z: Tensor, reading: Reading) -> Tensor:
         """log q(z | data), (draw, dataset)."""
         with torch.no_grad():
-            value = self.networks.log_density(z.float(), reading)
+            value = self.networks.log_density(z, reading)
         return torch.nan_to_num(value.double(), nan=-torch.inf)
 
     def belongs_to(self, model: Model) -> None:
         """Raise EstimatorError unless this estimator was trained for `model`'s behaviour."""
-        mine, theirs = self.fingerprint, model.fingerprint(self.design)
-        for part in ("sites", "channels", "behaviour"):
-            same = _close(mine[part], theirs[part]) if part == "behaviour" else mine[part] == theirs[part]
-            if not same:
-                raise EstimatorError(
-                    f"the estimator was trained for another model: its {part} are {mine[part]}, "
-                    f"those of {model.name!r} are {theirs[part]}; train again for this model"
-                )
+        differs = difference(self.fingerprint, model, self.design)
+        if differs is not None:
+            raise EstimatorError(
+                f"the estimator was trained for another model: {differs}; train again for this model"
+            )
 
     def save(self, path: str | Path) -> None:
         """Write to one file: safetensors with a JSON header, atomic, checksummed."""
@@ -259,7 +410,9 @@ class Estimator:
             "fingerprint": self.fingerprint,
             "report": asdict(self.report),
             "layout": asdict(self.networks.layout),
-            "solves": self.solves,
+            "teaching": asdict(self.teaching),
+            "traced": self.networks.traced,
+            "refining": None if self.refining is None else asdict(self.refining),
         }
         files.save(path, "estimator", header, self.networks.state_dict())
 
@@ -268,8 +421,9 @@ class Estimator:
         """Read what `save` wrote."""
         header, tensors = files.load(path, "estimator")
         sizes = Architecture(**header["architecture"])
+        refined = header["refining"] is not None
         scaling = Scaling(**tuples(header["scaling"]))
-        networks = _Networks(sizes, scaling, Layout(**tuples(header["layout"])))
+        networks = Networks(sizes, scaling, Layout(**tuples(header["layout"])), header["traced"], refined)
         networks.load_state_dict(tensors)
         networks.eval()
         return cls(
@@ -279,11 +433,15 @@ class Estimator:
             Design.from_json(header["design"]),
             header["fingerprint"],
             FitReport(**tuples(header["report"])),
-            header["solves"],
+            Teaching(**header["teaching"]),
+            FitReport(**tuples(header["refining"])) if refined else None,
         )
 
     def to_sbi(self) -> Any:  # noqa: ANN401 - sbi's DirectPosterior
-        """sbi's posterior over z; its x is this estimator's context of a data set."""
+        """sbi's posterior over z; its x is this estimator's context of a data set.
+
+        Of a refined estimator it is the density given the context alone: the other one needs the model.
+        """
         from sbi.inference.posteriors import DirectPosterior
 
         layout = self.networks.layout
@@ -294,69 +452,3 @@ class Estimator:
             )
         prior = torch.distributions.MultivariateNormal(torch.zeros(layout.shared), torch.eye(layout.shared))
         return DirectPosterior(self.networks.density, prior)
-
-
-def train_estimator(
-    model: Model,
-    bank: Bank,
-    schedule: Schedule,
-    seed: int,
-    architecture: Architecture | None = None,
-    batch: int = 256,
-    show: bool | None = None,
-) -> Estimator:
-    """Train on the bank, with fresh times, masks and noise in every batch.
-
-    The loss is -log q(z | context), plus the pinball loss of the quantile head, whose share in the
-    context fades to zero at 70 % of the schedule. Batch k is a function of (seed, k).
-    """
-    if len(bank) < 2 * batch:
-        raise EstimatorError(
-            f"the bank has {len(bank)} rows, expected at least {2 * batch}: a batch of {batch} to train on and "
-            f"one to validate; simulate more, or make the batch smaller"
-        )
-    sizes = architecture or Architecture()
-    held_out = max(batch, min(2_000, len(bank) // 10))
-    shown = _batch(model, bank, torch.arange(held_out), derive(seed, "validation"))
-    scaling = scaling_of(model.channels, model.design, shown[1])
-    with seeded(derive(seed, "weights")):
-        networks = _Networks(sizes, scaling, Layout.of(model))
-    levels = torch.tensor(QUANTILES)
-    check_tokens = tokens(shown[1], scaling)
-
-    def batch_at(k: int) -> tuple[Tensor, tuple[Tensor, ...]]:
-        chosen = derive(seed, "rows", k)
-        generator = torch.Generator().manual_seed(chosen)
-        index = torch.randint(held_out, len(bank), (batch,), generator=generator)
-        z, looks = _batch(model, bank, index, derive(seed, "batch", k))
-        return z.float(), tokens(looks, scaling)
-
-    def loss(given: tuple[Tensor, tuple[Tensor, ...]], done: float) -> Tensor:
-        z, seen = given
-        reading = networks.read(seen)
-        missed = z[..., None] - networks.quantiles(reading, max(0.0, 1.0 - done / 0.7))
-        pinball = torch.maximum(levels * missed, (levels - 1) * missed).sum((1, 2)).mean()
-        return pinball - networks.log_density(z[None], reading).mean()
-
-    def validation() -> float:
-        return -float(networks.log_density(shown[0].float()[None], networks.read(check_tokens)).mean())
-
-    with seeded(derive(seed, "training")):
-        report = fit(networks, loss, batch_at, validation, schedule, show)
-    return Estimator(
-        networks,
-        sizes,
-        scaling,
-        model.design,
-        model.fingerprint(),
-        report,
-        len(bank) + bank.failures,
-    )
-
-
-def _batch(model: Model, bank: Bank, index: Tensor, seed: int) -> tuple[Tensor, Experiments]:
-    """z and freshly observed data of the bank's rows `index`."""
-    looks = model.design.draw_looks(bank.protocols.at(index), derive(seed, "looks"))
-    z = bank.z[index]
-    drawn = model.simulate_at(z, looks, derive(seed, "noise"), solver=bank.rows(index))
-    return z, drawn.experiments

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,49 +14,65 @@ from ampost import bank as banks
 from ampost import checks, results
 from ampost.correction import CHAINS, GOOD, Budget, Corrected, correct
 from ampost.errors import EstimatorError, ExperimentError
-from ampost.estimator import QUANTILES, Architecture, Estimator, train_estimator
+from ampost.estimator import QUANTILES, Estimator
 from ampost.experiments import Experiments
 from ampost.importance import Draws
+from ampost.learning import Settings, train_estimator
 from ampost.model import Model
 from ampost.optimize import Optimum, maximise
 from ampost.progress import tell
+from ampost.proxy import train_proxy
+from ampost.refining import leftovers
 from ampost.results import Verdict
 from ampost.seeds import derive
-from ampost.training import Schedule
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How an estimator is trained: ODE solves for the bank, the schedule, batch and networks."""
-
-    simulations: int = 20_000
-    schedule: Schedule = field(default_factory=Schedule)
-    batch: int = 256
-    architecture: Architecture = field(default_factory=Architecture)
 
 
 def train(
-    model: Model, settings: Settings | None = None, seed: int = 0, progress: bool | None = None
+    model: Model,
+    settings: Settings | None = None,
+    seed: int = 0,
+    progress: bool | None = None,
+    *,
+    bank: str | Path | None = None,
+    checkpoint: str | Path | None = None,
 ) -> Estimator:
-    """Simulate a bank and train an estimator for `model` and its design."""
+    """Simulate a bank and train an estimator for `model` and its design.
+
+    Args:
+        model: the program with its design.
+        settings: solves, schedule, batch, networks, and whether to refine and to use a proxy.
+        seed: same seed, same machine, same result.
+        progress: False is quiet.
+        bank: a folder to keep the bank in; simulations that are there already are used.
+        checkpoint: a file to go on from after a kill. It is removed when training is done.
+
+    Raises:
+        BankError: the bank is another model's, design's or seed's.
+        TrainingError: all simulations failed, or the loss is not finite time and again.
+    """
     settings = settings or Settings()
-    bank = banks.build(model, settings.simulations, derive(seed, "bank"), progress)
-    if bank.failures:
+    folder, part = (None if p is None else Path(p) for p in (bank, checkpoint))
+    held = banks.build(model, settings.simulations, derive(seed, "bank"), folder, progress)
+    if held.failures:
         tell(
-            f"{bank.failures} of {settings.simulations} simulations failed and are left out "
-            f"({', '.join(f'{n} {name}' for name, n in bank.reasons.most_common())}); the first: "
-            f"{bank.examples[0] if bank.examples else 'unknown'}",
+            f"{held.failures} of {held.solves} simulations failed and are left out "
+            f"({', '.join(f'{n} {name}' for name, n in held.reasons.most_common())}); the first: "
+            f"{held.examples[0] if held.examples else 'unknown'}",
             progress,
         )
-    return train_estimator(
-        model,
-        bank,
-        settings.schedule,
-        derive(seed, "train"),
-        settings.architecture,
-        settings.batch,
-        progress,
+    proxy = None
+    if settings.proxy is not None:
+        taught = None if part is None else part.with_suffix(".proxy")
+        proxy = train_proxy(
+            model, held, settings.proxy, derive(seed, "proxy"), checkpoint=taught, show=progress
+        )
+    trained = train_estimator(
+        model, held, settings, derive(seed, "train"), proxy=proxy, checkpoint=part, show=progress
     )
+    if part is not None and not trained.report.interrupted:
+        for path in (part, part.with_suffix(".proxy"), *leftovers(part)):
+            path.unlink(missing_ok=True)
+    return trained
 
 
 def infer(
@@ -103,7 +118,7 @@ def infer(
     fit: dict[str, Any] = {
         "solves": corrected.solves,
         "seconds": seconds,
-        "seconds_training": trained.report.seconds,
+        "seconds_training": trained.seconds,
         "best_log_joint": float(log_joint.max()),
         "khat": corrected.khat,
         "khat_network": corrected.khat_network,

@@ -18,11 +18,13 @@ def perceptron(inputs: int, width: int, outputs: int, hidden: int = 2) -> nn.Seq
     return nn.Sequential(*layers, nn.Linear(width, outputs))
 
 
-def pool(values: Tensor, mask: Tensor) -> Tensor:
-    """(..., item, feature) over the unmasked items: mean, sum / (1 + sqrt(count)), log count."""
-    weight = mask[..., None].to(values.dtype)
-    count = weight.sum(-2)
-    total = (values * weight).sum(-2)
+def pooled(net: nn.Module, items: Tensor, mask: Tensor) -> Tensor:
+    """`net` of the unmasked items (..., item, feature), pooled: mean, sum / (1 + sqrt(count)), log count."""
+    there = mask.flatten().nonzero()[:, 0]
+    values = net(items.flatten(0, -2).index_select(0, there))
+    count = mask.sum(-1, keepdim=True).to(values)
+    total = values.new_zeros(mask.shape[:-1].numel(), values.shape[-1])
+    total = total.index_add(0, there // mask.shape[-1], values).reshape(*mask.shape[:-1], -1)
     return torch.cat([total / count.clamp(min=1), total / (8 * (1 + count.sqrt())), torch.log1p(count)], -1)
 
 
@@ -40,7 +42,7 @@ class DeepSet(nn.Module):
 
     def forward(self, tokens: Tensor, mask: Tensor, conditions: Tensor, live: Tensor) -> tuple[Tensor, Tensor]:
         """The context of each data set and the embedding of each of its experiments."""
-        inner = pool(self.token(tokens), mask)
+        inner = pooled(self.token, tokens, mask)
         each: Tensor = self.experiment(torch.cat([inner, conditions], -1))
-        context: Tensor = self.out(pool(each, live))
+        context: Tensor = self.out(pooled(nn.Identity(), each, live))
         return context, each

@@ -123,11 +123,11 @@ def tokens(data: Experiments, scaling: Scaling) -> tuple[Tensor, Tensor, Tensor,
         if what == "channel":
             channel = data.channels.get(name)
             if channel is not None and channel.values is not None:
-                parts.append(_binned(*_measurements(channel, data, scaling, k)))
+                parts.append(_measurements(channel, data, scaling, k))
         elif what == "dose" and name in data.doses.targets:
-            parts.append(_binned(*_doses(data.doses, scaling, k, name)))
+            parts.append(_doses(data.doses, scaling, k, name))
         elif what == "input" and name in data.inputs:
-            parts.append(_binned(*_segments(data.inputs[name], scaling, k, name)))
+            parts.append(_segments(data.inputs[name], scaling, k, name))
     conditions = [((data[n] - m) / half).clamp(-30, 30) for n, (m, half) in scaling.conditions.items()]
     shape = data.live.shape
     joined = torch.cat(conditions, -1) if conditions else torch.zeros(*shape, 0)
@@ -137,30 +137,33 @@ def tokens(data: Experiments, scaling: Scaling) -> tuple[Tensor, Tensor, Tensor,
 
 def _measurements(channel: Channel, data: Experiments, scaling: Scaling, k: int) -> tuple[Tensor, Tensor]:
     assert channel.values is not None
+    front = _Front(channel.mask)
 
     def scaled(number: Tensor) -> Tensor:
-        number = torch.where(channel.mask, number, 1.0)
+        number = torch.where(front.mask, front(number), 1.0)
         number = number.clamp(min=1e-30).log() if scaling.logarithmic[k] else number
         return ((number - scaling.shift[k]) / scaling.scale[k]).clamp(-30, 30)
 
-    value = scaled(channel.values)
-    code = torch.zeros_like(channel.mask).long() if channel.censoring is None else channel.censoring
-    interval = (code == CENSORING.index("interval")) & channel.mask
-    upper = None if channel.upper is None else torch.where(interval, scaled(channel.upper), 0.0)
-    middle, half = scaling.sd[k]
-    known = channel.sd is not None
-    sd = None if channel.sd is None else (channel.sd.clamp(min=1e-30).log() - middle) / half
+    items: dict[str, Tensor] = {"value": scaled(channel.values)}
+    code = None if channel.censoring is None else front(channel.censoring)
+    if channel.upper is not None and code is not None:
+        interval = (code == CENSORING.index("interval")) & front.mask
+        items["upper"] = torch.where(interval, scaled(channel.upper), 0.0)
+    if channel.sd is not None:
+        middle, half = scaling.sd[k]
+        items["sd"] = (front(channel.sd).clamp(min=1e-30).log() - middle) / half
+        items["known"] = torch.ones_like(items["sd"])
     given = {name: data[name].expand(data.times.shape) for name in data.conditions} | dict(channel.columns)
-    columns = {n: (given[n] - m) / h for n, (m, h) in scaling.columns.items() if n in given}
-    features = _features(scaling, k, data.times, value, upper, code, sd, known, None, data.after_dose, columns)
-    return features, channel.mask
+    columns = {n: (front(given[n]) - m) / h for n, (m, h) in scaling.columns.items() if n in given}
+    items["after"] = front(data.after_dose)
+    return _features(scaling, k, front.mask, front(data.times), items, code, columns)
 
 
 def _doses(doses: Doses, scaling: Scaling, k: int, target: str) -> tuple[Tensor, Tensor]:
-    mask = doses.mask & (doses.target == doses.targets.index(target))
-    amount = doses.amount / scaling.amounts[target]
-    length = doses.duration / (scaling.horizon - scaling.start)
-    return _features(scaling, k, doses.time, amount, length=length), mask
+    front = _Front(doses.mask & (doses.target == doses.targets.index(target)))
+    amount = front(doses.amount) / scaling.amounts[target]
+    length = front(doses.duration) / (scaling.horizon - scaling.start)
+    return _features(scaling, k, front.mask, front(doses.time), {"value": amount, "length": length})
 
 
 def _segments(signal: Input, scaling: Scaling, k: int, name: str) -> tuple[Tensor, Tensor]:
@@ -169,67 +172,80 @@ def _segments(signal: Input, scaling: Scaling, k: int, name: str) -> tuple[Tenso
     time = torch.where(signal.mask, signal.time, torch.inf)
     time, order = torch.sort(time, dim=-1, stable=True)
     end = torch.cat([time[..., 1:], torch.full_like(time[..., :1], torch.inf)], -1).clamp(max=scaling.horizon)
-    mask = signal.mask.gather(-1, order)
-    time = torch.where(mask, time, scaling.start)
-    length = torch.where(mask, (end - time).clamp(min=0.0), 0.0) / (scaling.horizon - scaling.start)
-    value = ((signal.value.gather(-1, order) - middle) / half).clamp(-30, 30)
-    return _features(scaling, k, time, value, length=length), mask
+    front = _Front(signal.mask.gather(-1, order))
+    time = torch.where(front.mask, front(time), scaling.start)
+    length = torch.where(front.mask, (front(end) - time).clamp(min=0.0), 0.0) / (
+        scaling.horizon - scaling.start
+    )
+    value = ((front(signal.value.gather(-1, order)) - middle) / half).clamp(-30, 30)
+    return _features(scaling, k, front.mask, time, {"value": value, "length": length})
+
+
+class _Front:
+    """Moves the items (..., item) behind a mask to the front, and what is further back away."""
+
+    def __init__(self, mask: Tensor) -> None:
+        width = max(1, int(mask.sum(-1).max()) if mask.numel() else 0)
+        self.order = torch.argsort((~mask).to(torch.uint8), dim=-1, stable=True)[..., :width]
+        self.mask = mask.gather(-1, self.order)
+
+    def __call__(self, items: Tensor) -> Tensor:
+        lead = self.order.shape[:-1]
+        return items.expand(*lead, items.shape[-1]).gather(-1, self.order)
 
 
 def _features(
     scaling: Scaling,
     kind: int,
+    mask: Tensor,
     time: Tensor,
-    value: Tensor,
-    upper: Tensor | None = None,
+    items: Mapping[str, Tensor],
     code: Tensor | None = None,
-    sd: Tensor | None = None,
-    known: bool = False,
-    length: Tensor | None = None,
-    after: Tensor | None = None,
     columns: Mapping[str, Tensor] | None = None,
-) -> Tensor:
-    """Features (dataset, experiment, item, feature) in the order of the module's docstring."""
-    zero = torch.zeros_like(value)
-    which = zero[..., None].repeat(*(1,) * value.dim(), len(scaling.kinds))
-    which[..., kind] = 1.0
+) -> tuple[Tensor, Tensor]:
+    """Features (dataset, experiment, item, feature) in the order of the module's docstring, and their mask."""
     t = (time - scaling.start) / (scaling.horizon - scaling.start)
-    codes = torch.zeros_like(value).long() if code is None else code
+    fields = {"time": t, **items, **{f"column {n}": v for n, v in (columns or {}).items()}}
+    if code is not None:
+        fields |= {f"code {c}": code == c for c in range(len(CENSORING))}
+    names = list(fields)
+    averaged, mask, number = _binned(torch.stack([fields[n].float() for n in names], -1), mask)
+    of = {name: averaged[..., k] for k, name in enumerate(names)}
+    zero = torch.zeros_like(of["time"])
+    time, value, upper = of["time"], of["value"], of.get("upper", zero)
+    codes = [of.get(f"code {c}", zero + float(c == 0)) for c in range(len(CENSORING))]
     further = [
-        2 * t - 1,
-        torch.log1p(50 * t.clamp(min=0.0)) / 2 - 1,
-        torch.sin(torch.pi * t),
+        *(zero + float(k == kind) for k in range(len(scaling.kinds))),
+        *codes,
+        2 * time - 1,
+        torch.log1p(50 * time.clamp(min=0.0)) / 2 - 1,
+        torch.sin(torch.pi * time),
         value,
         torch.asinh(3 * value),
-        zero if upper is None else upper,
-        zero if upper is None else torch.asinh(3 * upper),
-        zero if sd is None else sd,
-        zero + float(known),
-        zero if length is None else length,
-        zero if after is None else after.to(zero),
-        *((columns or {}).get(name, zero) for name in scaling.columns),
+        upper,
+        torch.asinh(3 * upper),
+        of.get("sd", zero),
+        of.get("known", zero),
+        of.get("length", zero),
+        of.get("after", zero),
+        *(of.get(f"column {name}", zero) for name in scaling.columns),
+        number.log(),
     ]
-    one_hot = torch.nn.functional.one_hot(codes, len(CENSORING)).to(value)
-    return torch.cat([which, one_hot, torch.stack(further, -1).clamp(-30, 30)], -1).float()
+    return torch.stack(further, -1).clamp(-30, 30), mask
 
 
-def _binned(features: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Masked items (..., item, feature) moved to the front and, beyond `MOST`, averaged in bins of neighbours.
+def _binned(items: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Items (..., item, field) at the front, averaged in bins of neighbours beyond `MOST`.
 
-    A last feature is added: the logarithm of the number of items behind each.
+    With them their mask, and how many items stand behind each.
     """
-    count = mask.sum(-1, keepdim=True)
-    width = max(1, int(count.max()) if count.numel() else 0)
-    order = torch.argsort((~mask).to(torch.uint8), dim=-1, stable=True)[..., :width]
-    mask = mask.gather(-1, order)
-    features = features.gather(-2, order[..., None].expand(*order.shape, features.shape[-1]))
+    count, width = mask.sum(-1, keepdim=True), mask.shape[-1]
     if width <= MOST:
-        return torch.cat([features, torch.zeros_like(features[..., :1])], -1), mask
-    rank = torch.arange(width).expand(order.shape)
+        return items, mask, torch.ones_like(items[..., 0])
+    rank = torch.arange(width).expand(mask.shape)
     place = torch.where(count > MOST, rank * MOST // count.clamp(min=1), rank).clamp(max=MOST - 1)
-    blank = features.new_zeros(*features.shape[:-2], MOST, features.shape[-1])
-    weight = mask[..., None].to(features)
-    total = blank.scatter_add(-2, place[..., None].expand(features.shape), features * weight)
+    blank = items.new_zeros(*items.shape[:-2], MOST, items.shape[-1])
+    weight = mask[..., None].to(items)
+    total = blank.scatter_add(-2, place[..., None].expand(items.shape), items * weight)
     number = blank[..., :1].scatter_add(-2, place[..., None], weight)
-    mean = total / number.clamp(min=1.0)
-    return torch.cat([mean, number.clamp(min=1.0).log()], -1), number[..., 0] > 0
+    return total / number.clamp(min=1.0), number[..., 0] > 0, number[..., 0].clamp(min=1.0)

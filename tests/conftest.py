@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from ampost import Estimator, Model
-from ampost.inference import Settings, train
+from ampost.inference import train
+from ampost.learning import Settings
+from ampost.refining import Refining
 from ampost.training import Schedule
 from ampost.zoo import michaelis_menten
 
@@ -30,5 +32,7 @@ def kinetics() -> Model:
 
 @pytest.fixture(scope="session")
 def trained(kinetics: Model) -> Estimator:
-    settings = Settings(simulations=4_000, schedule=Schedule(steps=500))
+    settings = Settings(
+        simulations=4_000, schedule=Schedule(steps=500), refining=Refining(2_500, Schedule(steps=400))
+    )
     return train(kinetics, settings, seed=1, progress=False)

@@ -132,7 +132,7 @@ def test_a_bank_answers_doses_that_the_program_delays() -> None:
     plans = tuple(DosePlan("A", (float(k), float(k)), (10.0, 10.0)) for k in range(3))
     design = Design({"A": Looks(tuple(0.1 * k for k in range(40)), (30, 40))}, {}, (1, 1), 4.0, plans)
     model = Model(lagged, design)
-    stored = build(model, 200, seed=0, show=False)
+    stored = build(model, 200, seed=0, show=False).window(0, 0)
     looks = design.draw_looks(stored.protocols, seed=1)
     both = (
         model.simulate_at(stored.z, looks, 2, solver=solver).experiments.channels["A"]
@@ -210,7 +210,9 @@ def test_data_that_no_parameters_explain_are_failed_by_infer_and_never_consisten
 
     looks = Experiments.on([[0.0, 1.0]], ["C"])
     model = Model(short, Design({"C": Looks((0.0, 1.0), (1, 2))}, {}, (1, 1), 1.5))
-    estimator = train(model, Settings(1_200, Schedule(steps=60), batch=64), seed=0, progress=False)
+    estimator = train(
+        model, Settings(1_200, Schedule(steps=60), batch=64, refining=None), seed=0, progress=False
+    )
     data = looks.with_values({"C": torch.tensor([[0.3, 0.5]]).double()})
     far = replace(data, channels={"C": replace(data.channels["C"], values=torch.tensor([[0.3, 5.0]]).double())})
     model_of_far = replace(model, design=Design.like(far))

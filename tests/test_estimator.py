@@ -1,5 +1,6 @@
 """The estimator: what its context depends on, seeds, saving, and the way to sbi."""
 
+import copy
 import json
 import struct
 import subprocess
@@ -22,6 +23,7 @@ from ampost.estimator import Architecture
 from ampost.inference import Settings, train
 from ampost.nets import DeepSet
 from ampost.plans import DosePlan, Looks
+from ampost.refining import Refining
 from ampost.stacking import stack
 from ampost.tokens import scaling_of, tokens
 from ampost.training import Schedule
@@ -31,6 +33,7 @@ TINY = Settings(
     schedule=Schedule(steps=30, validate_every=15),
     batch=64,
     architecture=Architecture(width=16, context=8, transforms=1, hidden=16),
+    refining=Refining(1_000, Schedule(steps=30, validate_every=15), batch=64),
 )
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 
@@ -215,12 +218,12 @@ def test_training_leaves_the_callers_random_numbers_alone(kinetics: Model, tiny:
     expected = torch.rand(3)
     torch.manual_seed(7)
     train(kinetics, replace(TINY, schedule=Schedule(steps=3)), seed=3, progress=False)
-    tiny.sample(tiny.reading(kinetics.simulate(1, 5).experiments), 5, seed=1)
+    tiny.sample(tiny.reading(kinetics, kinetics.simulate(1, 5).experiments), 5, seed=1)
     torch.testing.assert_close(torch.rand(3), expected)
 
 
-def test_draws_are_a_function_of_the_seed(data: Experiments, tiny: Estimator) -> None:
-    reading = tiny.reading(data)
+def test_draws_are_a_function_of_the_seed(kinetics: Model, data: Experiments, tiny: Estimator) -> None:
+    reading = tiny.reading(kinetics, data)
     one, same, other = (tiny.sample(reading, 50, seed=s) for s in (1, 1, 2))
     assert one.shape == (50, 1, 3)
     assert torch.equal(one, same)
@@ -234,7 +237,7 @@ def test_training_learns(data: Experiments, tiny: Estimator, trained: Estimator)
 
 
 def test_too_small_a_bank_is_refused_by_number(kinetics: Model) -> None:
-    with pytest.raises(EstimatorError, match="bank has 50 rows, expected at least 128: a batch of 64"):
+    with pytest.raises(EstimatorError, match="bank has 50 rows, fewer than a batch of 64"):
         train(kinetics, replace(TINY, simulations=50), progress=False)
 
 
@@ -243,7 +246,7 @@ def test_too_small_a_bank_is_refused_by_number(kinetics: Model) -> None:
 
 def test_the_density_is_that_of_the_draws(kinetics: Model, trained: Estimator) -> None:
     # E_q[p / q] = 1 for any density p whose tails q covers; here p is a normal of half the width
-    reading = trained.reading(kinetics.simulate(1, 5).experiments)
+    reading = trained.reading(kinetics, kinetics.simulate(1, 5).experiments)
     z = trained.sample(reading, 20_000, seed=0)
     density = trained.log_density(z, reading)
     assert density.shape == (20_000, 1)
@@ -264,7 +267,7 @@ def test_quantiles_rise_in_a_trained_network_and_have_one_row_per_data_set(
 
 
 def test_a_loaded_estimator_answers_as_the_saved_one(
-    data: Experiments, trained: Estimator, tmp_path: Path
+    kinetics: Model, data: Experiments, trained: Estimator, tmp_path: Path
 ) -> None:
     path = tmp_path / "kinetics.ampost"
     trained.save(path)
@@ -272,7 +275,7 @@ def test_a_loaded_estimator_answers_as_the_saved_one(
     context = loaded.context(data)
     assert torch.equal(context, trained.context(data))
     assert torch.equal(loaded.quantiles(data), trained.quantiles(data))
-    reading = loaded.reading(data)
+    reading = loaded.reading(kinetics, data)
     draws = loaded.sample(reading, 200, seed=4)
     assert torch.equal(draws, trained.sample(reading, 200, seed=4))
     assert torch.equal(loaded.log_density(draws, reading), trained.log_density(draws, reading))
@@ -293,7 +296,7 @@ def test_a_dosed_estimator_survives_saving(pharmacy: tuple[Model, Estimator], tm
 
 
 def test_an_estimator_from_a_file_answers_in_another_process_alike(
-    data: Experiments, trained: Estimator, tmp_path: Path
+    kinetics: Model, data: Experiments, trained: Estimator, tmp_path: Path
 ) -> None:
     trained.save(tmp_path / "x.ampost")
     code = (
@@ -301,7 +304,7 @@ def test_an_estimator_from_a_file_answers_in_another_process_alike(
         "from ampost import Estimator\nfrom ampost.zoo import michaelis_menten\n"
         "model = michaelis_menten.model(); estimator = Estimator.load(sys.argv[1])\n"
         "estimator.belongs_to(model)\n"
-        "reading = estimator.reading(model.simulate(1, 5).experiments.at(0))\n"
+        "reading = estimator.reading(model, model.simulate(1, 5).experiments.at(0))\n"
         "print(estimator.sample(reading, 3, seed=4).flatten().tolist())"
     )
     ran = subprocess.run(
@@ -310,7 +313,7 @@ def test_an_estimator_from_a_file_answers_in_another_process_alike(
         text=True,
         check=True,
     )
-    expected = trained.sample(trained.reading(data), 3, seed=4).flatten().tolist()
+    expected = trained.sample(trained.reading(kinetics, data), 3, seed=4).flatten().tolist()
     assert json.loads(ran.stdout) == pytest.approx(expected, rel=1e-4, abs=1e-5)
 
 
@@ -381,17 +384,22 @@ def test_importing_sbi_leaves_argument_checks_as_they_were(setting: str, refused
     assert ran.stdout.split() == ["True", str(refused)]
 
 
-def test_sbi_samples_and_scores_what_we_hand_back(data: Experiments, trained: Estimator) -> None:
+def test_sbi_samples_and_scores_what_we_hand_back(
+    kinetics: Model, data: Experiments, trained: Estimator
+) -> None:
+    networks = copy.deepcopy(trained.networks)
+    networks.refinement = None
+    plain = replace(trained, networks=networks, refining=None)
     context = trained.context(data)
     posterior = trained.to_sbi()
     torch.manual_seed(0)
     drawn = posterior.sample((2_000,), x=context, show_progress_bars=False)
     assert drawn.shape == (2_000, 3)
-    ours = trained.sample(trained.reading(data), 2_000, seed=0)[:, 0]
+    ours = plain.sample(plain.reading(kinetics, data), 2_000, seed=0)[:, 0]
     error = ours.std(0) * (2 / 2_000) ** 0.5
     assert bool(((drawn.mean(0) - ours.mean(0)).abs() < 5 * error).all())
     theirs = posterior.log_prob(drawn[:50], x=context, norm_posterior=False)
-    exact = trained.log_density(drawn[:50, None], trained.reading(data))[:, 0]
+    exact = plain.log_density(drawn[:50, None], plain.reading(kinetics, data))[:, 0]
     torch.testing.assert_close(theirs.double(), exact, rtol=1e-4, atol=1e-4)
 
 

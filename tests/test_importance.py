@@ -219,7 +219,7 @@ def test_a_network_that_is_wrong_is_corrected(kinetics: Model, trained: Estimato
     """An untrained network proposes far off; the answer agrees with the trained one's."""
     simulated = kinetics.simulate(1, 3)
     data = simulated.experiments.at(0)
-    settings = Settings(simulations=1_000, schedule=Schedule(steps=1))
+    settings = Settings(simulations=1_000, schedule=Schedule(steps=1), refining=None)
     blind = train(kinetics, settings, seed=5, progress=False)
     budget = Budget(draws=2_000, effective_size=2_000)
     good = correct(kinetics, data, trained, 0, budget)

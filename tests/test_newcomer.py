@@ -10,6 +10,7 @@ from ampost import (
     Design,
     Experiments,
     Model,
+    Refining,
     Schedule,
     Settings,
     check,
@@ -76,7 +77,9 @@ def test_a_first_table_is_checked_inferred_and_predicted_as_it_is(data: Experime
     found = check(model, data)
     assert found.inside["P"] > 0.95
     assert not found.outside
-    settings = Settings(simulations=4_000, schedule=Schedule(steps=400))
+    settings = Settings(
+        simulations=4_000, schedule=Schedule(steps=400), refining=Refining(2_000, Schedule(steps=300))
+    )
     result = infer(model, data, settings=settings, budget=Budget(effective_size=1_000), progress=False)
     assert result["fit/computation"].item() in {"trusted", "corrected"}
     assert result["fit/data"].item() == "consistent"

@@ -34,7 +34,7 @@ from ampost import (
 )
 from ampost.bank import build
 from ampost.errors import ExperimentError
-from ampost.estimator import Architecture, Layout, _Networks
+from ampost.estimator import Architecture, Layout, Networks
 from ampost.experiments import INTERVAL, LEFT, RIGHT, Signals
 from ampost.results import report
 from ampost.stacking import stack
@@ -163,7 +163,7 @@ def stages(model: Model) -> dict[str, Callable[[Experiments], Tensor]]:
     drawn = model.simulate(200, seed=1).experiments
     scaling = scaling_of(model.channels, model.design, drawn)
     torch.manual_seed(0)
-    networks = _Networks(Architecture(8, 4, transforms=1, hidden=8), scaling, Layout.of(model))
+    networks = Networks(Architecture(8, 4, transforms=1, hidden=8), scaling, Layout.of(model))
 
     def simulate(data: Experiments) -> Tensor:
         made = model.simulate_at(z, data.expand((1,)), seed=3).experiments.channels["C"]
@@ -248,7 +248,7 @@ def test_what_leaves_the_design_is_named_with_its_range(words: str) -> None:
 
 def test_inputs_of_a_bank_are_interpolated_between_their_breakpoints(model: Model) -> None:
     """What the bank answers is what the solver gives, at fresh times and for every signal."""
-    stored = build(model, 50, seed=2, show=False)
+    stored = build(model, 50, seed=2, show=False).window(0, 0)
     looks = model.design.draw_looks(stored.protocols, seed=3)
     by_bank = model.simulate_at(stored.z, looks, seed=4, solver=stored.rows(torch.arange(len(stored))))
     exact = model.simulate_at(stored.z, looks, seed=4)
@@ -308,7 +308,7 @@ def test_parameters_per_experiment_take_any_number_of_experiments() -> None:
     looks = Experiments.on([[0.0, 1.0, 2.0]] * 3, ["C"], names=["a", "b", "c"])
     values = torch.tensor([[0.9, 1.1, 1.0], [0.1, -0.1, 0.0], [2.0, 2.2, 1.8]]).double()
     data = looks.with_values({"C": values})
-    z = estimator.sample(estimator.reading(data), 4_000, seed=1)
+    z = estimator.sample(estimator.reading(model, data), 4_000, seed=1)
     own = model.parameters(z, data)["own"][:, 0]
     # closed form: a conjugate hierarchy with known spreads, 3 values of sd 0.3 each
     weight = 0.5**2 / (0.5**2 + 0.3**2 / 3)
@@ -322,5 +322,7 @@ def test_parameters_per_experiment_take_any_number_of_experiments() -> None:
     torch.testing.assert_close(found, exact, atol=0.03, rtol=0)
     assert list(result["posterior/own"]["experiment"].values) == ["a", "b", "c"]
     swapped = data.map(lambda tensor: tensor.flip(0))
-    back = estimator.log_density(z[..., [0, 3, 2, 1]], estimator.reading(swapped))
-    torch.testing.assert_close(back, estimator.log_density(z, estimator.reading(data)), atol=1e-4, rtol=1e-4)
+    back = estimator.log_density(z[..., [0, 3, 2, 1]], estimator.reading(model, swapped))
+    torch.testing.assert_close(
+        back, estimator.log_density(z, estimator.reading(model, data)), atol=1e-4, rtol=1e-4
+    )

@@ -1,0 +1,313 @@
+"""How an estimator learns: batches without end from the bank and the proxy, and the losses.
+
+Each batch takes trajectories from the bank, or new parameters and protocols through the proxy, then fresh
+times, masks and noise by the program. The loss is -log q(z | context), plus that of the point heads, whose
+share in the context fades to zero at 70 % of the schedule. From there on trajectories are exact ones only:
+rows made by a proxy teach the proxy's posterior.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ampost.accuracy import located, noise_units
+from ampost.bank import Bank
+from ampost.errors import EstimatorError
+from ampost.estimator import QUANTILES, Architecture, Estimator, Layout, Networks, Reading, Teaching
+from ampost.experiments import Experiments
+from ampost.model import Model
+from ampost.ode.problem import Solver
+from ampost.proxy import Proxy, ProxySettings
+from ampost.refining import Refining, refine
+from ampost.seeds import derive, seeded
+from ampost.tokens import Scaling, scaling_of, tokens
+from ampost.training import Schedule, fit
+
+FIRST = 0.5  # the share of the schedule's seconds before an estimator is refined
+EXACT = 0.7  # the share of the schedule from which on trajectories are exact and point heads go alone
+AT_ONCE = 8  # batches drawn in one pass over the program, where they are small
+SLOTS = 300_000  # times in one such pass
+VALIDATION = 2_000
+TRACED = 64  # rows of a batch whose trajectories are reconstructed, in every TRACED_EVERY-th batch
+TRACED_EVERY = 4
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How an estimator is trained: ODE solves for the bank, the schedule, batch and networks.
+
+    `refining` adds a density about the mode (not where parameters differ between experiments); the schedule's
+    seconds are shared by both. With a `proxy`, that is trained too, and `proxy_share` of the batches in the
+    first 70 % of the schedule take new parameters through it. `reconstruction` trains a further head for the
+    parameters whose trajectory is nearest, by gradients through the proxy.
+    """
+
+    simulations: int = 20_000
+    schedule: Schedule = field(default_factory=Schedule)
+    batch: int = 256
+    architecture: Architecture = field(default_factory=Architecture)
+    refining: Refining | None = field(default_factory=Refining)
+    proxy: ProxySettings | None = None
+    proxy_share: float = 0.5
+    reconstruction: bool = False
+
+    def __post_init__(self) -> None:
+        if self.reconstruction and self.proxy is None:
+            raise EstimatorError(
+                "Settings(reconstruction=True) decodes parameters by a proxy, and there is none; add "
+                "proxy=ProxySettings()"
+            )
+        if not 0 <= self.proxy_share <= 1:
+            raise EstimatorError(f"Settings(proxy_share={self.proxy_share}): expected a share, 0 to 1")
+        if self.batch < 2:
+            raise EstimatorError(f"Settings(batch={self.batch}): expected at least 2")
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Half of a batch: z, tokens with masks, and what there is to reconstruct."""
+
+    z: Tensor
+    seen: tuple[Tensor, ...]
+    trace: _Trace | None = None
+
+
+@dataclass(frozen=True)
+class _Trace:
+    """Looks at some rows of a batch, where their noise is centred by channel, and the unit of errors."""
+
+    looks: Experiments
+    centres: Mapping[str, Tensor]
+    scale: Mapping[str, float]
+
+
+class _Batches:
+    """Batch k as parts: a function of k and the share of the schedule that is done. The last pass is kept."""
+
+    def __init__(
+        self, model: Model, bank: Bank, settings: Settings, scaling: Scaling, proxy: Proxy | None, seed: int
+    ) -> None:
+        self.model, self.bank, self.settings = model, bank, settings
+        self.scaling, self.proxy, self.seed = scaling, proxy, seed
+        slots = max(
+            len(look.times) * look.rows[1] // len(look.times) for look in model.design.channels.values()
+        )
+        slots *= model.design.experiments[1] * settings.batch
+        self.at_once = max(1, min(AT_ONCE, SLOTS // slots))
+        self._kept: tuple[tuple[int, bool], Tensor, Experiments] | None = None
+
+    def __call__(self, k: int, done: float) -> list[_Part]:
+        turn, place = divmod(k, self.at_once)
+        z, data = self._drawn(turn, self.by_proxy(turn, done - place / self.settings.schedule.steps))
+        size = self.settings.batch
+        if self.settings.reconstruction:  # the program decodes, and it runs in one thread at a time
+            halves = [slice(place * size, (place + 1) * size)]
+        else:
+            halves = [slice(place * size + a, place * size + b) for a, b in ((0, size // 2), (size // 2, size))]
+        trace = None
+        if self.settings.reconstruction and k % TRACED_EVERY == 0:
+            rows = slice(halves[0].start, halves[0].start + min(TRACED, size))
+            trace = self._trace(z[rows], data.at(rows), turn)
+        return [_Part(z[h].float(), tokens(data.at(h), self.scaling), trace) for h in halves]
+
+    def by_proxy(self, turn: int, done: float) -> bool:
+        """Whether the batches of a turn are the proxy's."""
+        if self.proxy is None or done + 1e-9 >= EXACT:
+            return False
+        chosen = torch.Generator().manual_seed(derive(self.seed, "who", turn))
+        return float(torch.rand((), generator=chosen)) < self.settings.proxy_share
+
+    def _drawn(self, turn: int, by_proxy: bool) -> tuple[Tensor, Experiments]:
+        """z and data of the batches of a turn."""
+        if self._kept is None or self._kept[0] != (turn, by_proxy):
+            count = self.at_once * self.settings.batch
+            if by_proxy:
+                assert self.proxy is not None
+                looks = self.model.design.draw(count, derive(self.seed, "designs", turn))
+                drawn = self.model.simulate_at(None, looks, derive(self.seed, "noise", turn), solver=self.proxy)
+                z = drawn.z
+            else:
+                shard = self.bank.window(turn * self.at_once, self.seed)
+                chosen = torch.Generator().manual_seed(derive(self.seed, "rows", turn))
+                index = torch.randint(0, len(shard), (count,), generator=chosen)
+                looks = self.model.design.draw_looks(
+                    shard.protocols.at(index), derive(self.seed, "looks", turn)
+                )
+                z = shard.z[index]
+                solver = shard.rows(index)
+                drawn = self.model.simulate_at(z, looks, derive(self.seed, "noise", turn), solver=solver)
+            self._kept = ((turn, by_proxy), z, drawn.experiments)
+        return self._kept[1], self._kept[2]
+
+    def _trace(self, z: Tensor, data: Experiments, turn: int) -> _Trace:
+        """The exact centres of the noise at z: those that the data were drawn around."""
+        looks = data.without_values()
+        with torch.no_grad():
+            centres = {n: c for n, (c, _) in _centres(self.model, z, looks, self.model.solver).items()}
+        scale = {}
+        for name, centre in centres.items():
+            seen = centre[looks.channels[name].mask & torch.isfinite(centre)]
+            scale[name] = max(float(seen.std()), 1e-12) if len(seen) > 1 else 1.0
+        return _Trace(looks, centres, scale)
+
+
+def _centres(model: Model, z: Tensor, looks: Experiments, solver: Solver) -> dict[str, tuple[Tensor, Tensor]]:
+    """Centre and sd of the noise by channel, each (draw, experiment, time)."""
+    return {
+        name: located(noise, tuple(looks.times.shape)) for name, noise in model.noises(z, looks, solver).items()
+    }
+
+
+def train_estimator(
+    model: Model,
+    bank: Bank,
+    settings: Settings,
+    seed: int,
+    *,
+    proxy: Proxy | None = None,
+    checkpoint: Path | None = None,
+    show: bool | None = None,
+) -> Estimator:
+    """Train on the bank, and on the proxy if there is one, with fresh times, masks and noise in every batch.
+
+    Batch k is a function of (seed, k). Validation is on fresh draws by the exact solver. With a `checkpoint`
+    training goes on from there after a kill.
+
+    Raises:
+        EstimatorError: fewer rows in the bank than in a batch.
+        TrainingError: the loss is not finite time and again, or the checkpoint is of another training.
+    """
+    if len(bank) < settings.batch:
+        raise EstimatorError(
+            f"the bank has {len(bank)} rows, fewer than a batch of {settings.batch}; simulate more "
+            f"(Settings(simulations=...)), or make the batch smaller (Settings(batch=...))"
+        )
+    held_out = model.simulate(VALIDATION, derive(seed, "validation"))
+    good = (~held_out.failed).nonzero()[:, 0]
+    z, data = held_out.z[good], held_out.experiments.at(good)
+    scaling = scaling_of(model.channels, model.design, data)
+    with seeded(derive(seed, "weights")):
+        networks = Networks(settings.architecture, scaling, Layout.of(model), settings.reconstruction)
+    batches = _Batches(model, bank, settings, scaling, proxy, seed)
+    seen = tokens(data, scaling)
+
+    def validation() -> float:
+        return _loss_of(networks, z, seen)
+
+    identity = json.dumps([_plain(settings), model.fingerprint(), seed, len(bank)])
+    refining = None if networks.layout.local else settings.refining
+    schedule = settings.schedule
+    if refining is not None:
+        schedule = replace(schedule, seconds=FIRST * schedule.seconds)
+    report = fit(
+        networks,
+        _losses(model, proxy),
+        batches,
+        validation,
+        schedule,
+        checkpoint=checkpoint,
+        identity=identity,
+        show=show,
+    )
+    teaching = _teaching(model, bank, batches, networks, report.steps, proxy, report.best, seed)
+    refined = None
+    if refining is not None:
+        left = max(settings.schedule.seconds - report.seconds, 0.3 * settings.schedule.seconds)
+        refined, solves = refine(
+            model,
+            networks,
+            settings.architecture,
+            scaling,
+            refining,
+            derive(seed, "refining"),
+            seconds=left,
+            checkpoint=checkpoint,
+            show=show,
+        )
+        teaching = replace(teaching, solves=teaching.solves + solves)
+    networks.eval()
+    return Estimator(
+        networks, settings.architecture, scaling, model.design, model.fingerprint(), report, teaching, refined
+    )
+
+
+def _losses(model: Model, proxy: Proxy | None) -> Any:  # noqa: ANN401 - a loss for `fit`
+    """The loss of a part: density, quantiles and, where a trace is there, its reconstruction."""
+    levels = torch.tensor(QUANTILES)
+
+    def loss(networks: Networks, part: _Part, done: float) -> Tensor:
+        reading = networks.read(part.seen)
+        points = networks.points(reading, max(0.0, 1.0 - done / EXACT))
+        missed = part.z[..., None] - points[..., : len(QUANTILES)]
+        value = torch.maximum(levels * missed, (levels - 1) * missed).sum((1, 2)).mean()
+        if part.trace is not None and proxy is not None:
+            value = value + _reconstruction(
+                model, proxy, points[: part.trace.looks.batch[0], :, -1], part.trace
+            )
+        return value - networks.log_density(part.z[None], reading).mean()
+
+    return loss
+
+
+def _reconstruction(model: Model, proxy: Proxy, z: Tensor, trace: _Trace) -> Tensor:
+    """Mean square error of trajectories through the proxy at z, in units of the spread of each channel."""
+    found = _centres(model, z.double(), trace.looks, proxy)
+    errors = []
+    for name, centre in trace.centres.items():
+        mask = trace.looks.channels[name].mask & torch.isfinite(centre)
+        missed = torch.where(mask, (found[name][0] - centre) / trace.scale[name], 0.0)
+        # far from the truth the square would drown all else
+        errors.append((missed.square() / (1 + missed.abs())).sum() / mask.sum().clamp(min=1))
+    return torch.stack(errors).sum().float()
+
+
+def _loss_of(networks: Networks, z: Tensor, seen: tuple[Tensor, ...]) -> float:
+    with torch.no_grad():
+        parts = [tuple(v.split(500)) for v in (z.float(), *seen)]
+        total = 0.0
+        for part, *rest in zip(*parts, strict=True):
+            reading: Reading = networks.read(tuple(rest))
+            total -= float(networks.log_density(part[None], reading).double().sum())
+    return total / len(z)
+
+
+def _teaching(
+    model: Model,
+    bank: Bank,
+    batches: _Batches,
+    networks: Networks,
+    steps: int,
+    proxy: Proxy | None,
+    best: float,
+    seed: int,
+) -> Teaching:
+    """What was spent, the proxy's part and error, and how much lower the loss is on the bank's own rows."""
+    shard = bank.window(0, seed)
+    index = torch.arange(min(VALIDATION, len(shard)))
+    looks = model.design.draw_looks(shard.protocols.at(index), derive(seed, "again"))
+    drawn = model.simulate_at(shard.z[index], looks, derive(seed, "afresh"), solver=shard.rows(index))
+    mine = _loss_of(networks, drawn.z, tokens(drawn.experiments, batches.scaling))
+    solves, error, share = bank.solves + VALIDATION, float("nan"), 0.0
+    if proxy is not None:
+        held_out = model.simulate(500, derive(seed, "proxy"))
+        off = noise_units(model, held_out.z, held_out.experiments, model.solver, proxy)
+        total = torch.stack([v.nan_to_num(0.0).square().sum((-1, -2)) for v in off.values()]).sum(0).sqrt()
+        error = float(total[torch.isfinite(total)].quantile(0.9))
+        turns = range(-(-steps // batches.at_once))
+        taught = [
+            batches.by_proxy(t, t * batches.at_once / max(1, batches.settings.schedule.steps)) for t in turns
+        ]
+        share = sum(taught) / max(1, len(taught))
+    return Teaching(solves, share, error, best - mine)
+
+
+def _plain(settings: Settings) -> dict[str, Any]:
+    """The settings as JSON takes them."""
+    return asdict(settings)

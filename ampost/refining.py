@@ -1,0 +1,175 @@
+"""How an estimator is refined: a second density, in coordinates where the posterior is almost normal.
+
+Data sets are drawn afresh and solved exactly; from the medians of the point head Gauss-Newton steps find each
+mode; what is left to learn is how the posterior differs from a normal there. The embedding stays as it is.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ampost import files
+from ampost.errors import FileError, TrainingError
+from ampost.estimator import Architecture, Networks, Refinement, approximated
+from ampost.model import Model
+from ampost.progress import progress
+from ampost.seeds import derive, seeded
+from ampost.tokens import Scaling, tokens
+from ampost.training import FitReport, Schedule, fit, half_of_the_cores
+
+CHUNK = 500  # data sets approximated at once; chunk k is a function of (seed, k)
+LEAST = 1_000  # data sets, however little time there is
+HELD_OUT = 0.1  # their share to validate on
+
+
+@dataclass(frozen=True)
+class Refining:
+    """How the density about the mode is trained: from how many data sets, and how."""
+
+    datasets: int = 10_000
+    schedule: Schedule = field(default_factory=lambda: Schedule(steps=3_000, rate=1e-3, validate_every=100))
+    batch: int = 512
+
+    def __post_init__(self) -> None:
+        least = 2 * self.batch
+        if self.datasets < least:
+            raise TrainingError(
+                f"Refining(datasets={self.datasets}, batch={self.batch}): expected at least {least} data sets, "
+                f"two batches"
+            )
+
+
+@dataclass(frozen=True)
+class _Lessons:
+    """What the density about the mode learns from, by data set: what it is given, and the true z there.
+
+    `wide` is the log density of the truth given the context alone, `scale` the log determinant of the map.
+    """
+
+    known: Tensor
+    standard: Tensor
+    scale: Tensor
+    wide: Tensor
+    solves: Tensor
+
+
+def refine(
+    model: Model,
+    networks: Networks,
+    sizes: Architecture,
+    scaling: Scaling,
+    settings: Refining,
+    seed: int,
+    *,
+    seconds: float = math.inf,
+    checkpoint: Path | None = None,
+    show: bool | None = None,
+) -> tuple[FitReport, int]:
+    """Give trained networks a density about the mode; the report of its training, and the ODE solves spent.
+
+    At most half of `seconds` go to the data sets. With a `checkpoint`, chunks of data sets are kept beside it.
+    """
+    with seeded(derive(seed, "weights")):
+        refinement = networks.refine(sizes)
+    began = time.monotonic()
+    lessons = _lessons(model, networks, scaling, settings, seed, seconds / 2, checkpoint, show)
+    count = len(lessons.scale)
+    held_out = int(HELD_OUT * count)
+
+    def batch_at(k: int, done: float) -> list[Tensor]:
+        chosen = torch.Generator().manual_seed(derive(seed, "batch", k))
+        return list(torch.randint(held_out, count, (settings.batch,), generator=chosen).chunk(2))
+
+    def loss(module: Refinement, index: Tensor, done: float) -> Tensor:
+        return _loss(module, lessons, index)
+
+    def validation() -> float:
+        return float(_loss(refinement, lessons, torch.arange(held_out)))
+
+    left = max(seconds - (time.monotonic() - began), 0.2 * seconds)
+    schedule = replace(settings.schedule, seconds=min(settings.schedule.seconds, left))
+    part = None if checkpoint is None else checkpoint.with_suffix(".about")
+    identity = f"{settings} {seed} {count}"
+    report = fit(
+        refinement,
+        loss,
+        batch_at,
+        validation,
+        schedule,
+        checkpoint=part,
+        identity=identity,
+        what="training about the mode",
+        show=show,
+    )
+    report = replace(report, seconds=time.monotonic() - began)
+    return report, int(lessons.solves.sum())
+
+
+def leftovers(checkpoint: Path) -> list[Path]:
+    """Files that `refine` keeps beside a checkpoint until it is done."""
+    return [checkpoint.with_suffix(".about"), *sorted(checkpoint.parent.glob(f"{checkpoint.stem}.modes-*"))]
+
+
+def _loss(module: Refinement, lessons: _Lessons, index: Tensor) -> Tensor:
+    known = lessons.known[index]
+    sharp = module.density.log_prob(lessons.standard[index][None], condition=known)[0] + lessons.scale[index]
+    return -module.mixed(lessons.wide[index], sharp, known).mean()
+
+
+def _lessons(
+    model: Model,
+    networks: Networks,
+    scaling: Scaling,
+    settings: Refining,
+    seed: int,
+    seconds: float,
+    checkpoint: Path | None,
+    show: bool | None,
+) -> _Lessons:
+    parts: list[_Lessons] = []
+    began = time.monotonic()
+    with progress("finding modes", settings.datasets, show) as bar:
+        for k in range(-(-settings.datasets // CHUNK)):
+            if time.monotonic() - began > seconds and len(parts) * CHUNK >= LEAST:
+                break
+            kept = None if checkpoint is None else checkpoint.with_suffix(f".modes-{k}")
+            parts.append(_chunk(model, networks, scaling, derive(seed, "datasets", k), kept))
+            bar.advance(CHUNK)
+    return _Lessons(*(torch.cat([getattr(p, name) for p in parts]) for name in _Lessons.__dataclass_fields__))
+
+
+def _chunk(model: Model, networks: Networks, scaling: Scaling, seed: int, kept: Path | None) -> _Lessons:
+    """One chunk, read from its file where that is there and whole."""
+    if kept is not None and kept.exists():
+        try:
+            header, tensors = files.load(kept, "modes")
+        except FileError:  # cut off while it was written elsewhere: made again
+            header, tensors = {}, {}
+        if header.get("seed") == seed:
+            return _Lessons(**tensors)
+    drawn = model.simulate(CHUNK, seed)
+    good = (~drawn.failed).nonzero()[:, 0]
+    z, data = drawn.z[good], drawn.experiments.at(good)
+    refinement = networks.refinement
+    assert refinement is not None
+    with torch.no_grad():
+        with half_of_the_cores():
+            reading = networks.read(tokens(data, scaling))
+            wide = networks.wide_log_density(z.float()[None], reading)[0]
+        found = approximated(networks, model, data, reading)
+        lessons = _Lessons(
+            refinement.known(reading.context, found),
+            found.standard(z).float(),
+            found.log_scale.float(),
+            wide,
+            torch.tensor([found.solves]),
+        )
+    if kept is not None:
+        files.save(kept, "modes", {"seed": seed}, vars(lessons))
+    return lessons
