@@ -118,8 +118,9 @@ class _Batches:
         return [_Part(z[h].float(), tokens(data.at(h), self.scaling), trace) for h in halves]
 
     def by_proxy(self, turn: int, done: float) -> bool:
-        """Whether the batches of a turn are the proxy's."""
-        if self.proxy is None or done + 1e-9 >= EXACT:
+        """Whether the batches of a turn, which begins where `done` is done, are the proxy's."""
+        ends = done + self.at_once / self.settings.schedule.steps
+        if self.proxy is None or ends > EXACT + 1e-9:
             return False
         chosen = torch.Generator().manual_seed(derive(self.seed, "who", turn))
         return float(torch.rand((), generator=chosen)) < self.settings.proxy_share

@@ -2,7 +2,17 @@
 
 from ampost.plots.bands import prediction, predictive, prior_predictive
 from ampost.plots.coverage import calibration
+from ampost.plots.curves import learning
 from ampost.plots.marginals import comparison, pairs
 from ampost.plots.panels import save
 
-__all__ = ["calibration", "comparison", "pairs", "prediction", "predictive", "prior_predictive", "save"]
+__all__ = [
+    "calibration",
+    "comparison",
+    "learning",
+    "pairs",
+    "prediction",
+    "predictive",
+    "prior_predictive",
+    "save",
+]

@@ -1,0 +1,129 @@
+"""How an estimator learns: who makes a batch, what is recorded, what a resumed training gives."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from ampost import Estimator, Model, ProxySettings, Refining, Schedule, Settings, plots, train
+from ampost import bank as banks
+from ampost.errors import EstimatorError, TrainingError
+from ampost.estimator import Architecture
+from ampost.learning import EXACT, _Batches
+from ampost.proxy import Proxy, train_proxy
+from ampost.tokens import scaling_of
+
+SMALL = Architecture(width=16, context=8, transforms=1, hidden=16)
+REFINING = Refining(1_000, Schedule(steps=30, validate_every=10), batch=64)
+TINY = Settings(600, Schedule(steps=40, validate_every=10), 64, SMALL, REFINING)
+BRIEF = ProxySettings(width=16, trunk=8, batch=16, schedule=Schedule(20, validate_every=10))
+
+
+@pytest.fixture(scope="module")
+def stored(kinetics: Model) -> banks.Bank:
+    return banks.build(kinetics, 600, 0, show=False)
+
+
+@pytest.fixture(scope="module")
+def proxy(kinetics: Model, stored: banks.Bank) -> Proxy:
+    return train_proxy(kinetics, stored, BRIEF, 0, show=False)
+
+
+def test_the_last_part_of_training_is_exact(kinetics: Model, stored: banks.Bank, proxy: Proxy) -> None:
+    settings = replace(TINY, proxy=BRIEF, proxy_share=1.0)
+    scaling = scaling_of(kinetics.channels, kinetics.design, kinetics.simulate(300, 1).experiments)
+    batches = _Batches(kinetics, stored, settings, scaling, proxy, seed=0)
+    assert batches.by_proxy(0, 0.0)
+    assert batches.by_proxy(2, 16 / 40)
+    assert not batches.by_proxy(3, 24 / 40)  # it would end at 32 of 40 steps
+    assert not batches.by_proxy(3, EXACT)
+    known = {tuple(row) for row in stored.window(0, 0).z.float().tolist()}
+
+    def of_the_bank(k: int, done: float) -> float:
+        rows = torch.cat([part.z for part in batches(k, done)]).tolist()
+        return sum(tuple(row) in known for row in rows) / len(rows)
+
+    assert of_the_bank(0, 0.0) == 0.0
+    assert of_the_bank(38, 0.95) == 1.0
+
+
+def test_a_batch_is_a_function_of_its_number(kinetics: Model, stored: banks.Bank) -> None:
+    scaling = scaling_of(kinetics.channels, kinetics.design, kinetics.simulate(300, 1).experiments)
+    one, two = (_Batches(kinetics, stored, TINY, scaling, None, seed=0) for _ in range(2))
+    for k in (0, 1, 9, 2):
+        one(k, 0.0)
+    for left, right in zip(one(5, 0.1), two(5, 0.1), strict=True):
+        assert torch.equal(left.z, right.z)
+        assert all(torch.equal(a, b) for a, b in zip(left.seen, right.seen, strict=True))
+    assert not torch.equal(one(5, 0.1)[0].z, one(6, 0.1)[0].z)
+
+
+def test_reconstruction_and_the_proxy_are_recorded(kinetics: Model, tmp_path: Path) -> None:
+    settings = replace(TINY, proxy=BRIEF, proxy_share=1.0, reconstruction=True)
+    made = train(kinetics, settings, seed=0, progress=False)
+    assert made.teaching.proxy_share == pytest.approx(0.6)  # three of five passes of eight batches
+    assert made.teaching.proxy_error > 0
+    made.save(tmp_path / "x.ampost")
+    data = kinetics.simulate(3, 1).experiments
+    near = made.nearest(data)
+    assert near.shape == (3, 3)
+    assert torch.equal(Estimator.load(tmp_path / "x.ampost").nearest(data), near)
+
+
+def test_without_reconstruction_there_is_no_nearest(kinetics: Model, trained: Estimator) -> None:
+    with pytest.raises(EstimatorError, match="without a reconstruction loss"):
+        trained.nearest(kinetics.simulate(1, 1).experiments)
+    with pytest.raises(EstimatorError, match="there is none; add proxy"):
+        replace(TINY, reconstruction=True)
+
+
+def test_the_density_about_the_mode_is_sharper(trained: Estimator) -> None:
+    assert trained.refining is not None
+    assert trained.refining.best < trained.report.best - 1.0
+    assert math.isfinite(trained.teaching.overfitting)
+    assert trained.solves > 4_000
+
+
+class Cut(Exception):
+    """Stands for a kill."""
+
+
+@pytest.mark.parametrize("at", [3, 25, 47])
+def test_a_training_that_was_cut_off_gives_the_same(
+    kinetics: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    """Cut at a step of the first density, or (after its 40) of the one about the mode."""
+    from ampost import training
+
+    whole = train(kinetics, TINY, seed=0, progress=False)
+    step, count = training._step, 0
+
+    def counted(*given: object) -> float:
+        nonlocal count
+        count += 1
+        if count == at:
+            raise Cut
+        return step(*given)  # type: ignore[arg-type]
+
+    part = tmp_path / "x.part"
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "_step", counted)
+        with pytest.raises(Cut):
+            train(kinetics, TINY, seed=0, progress=False, bank=tmp_path / "bank", checkpoint=part)
+    again = train(kinetics, TINY, seed=0, progress=False, bank=tmp_path / "bank", checkpoint=part)
+    assert again.report.validation == whole.report.validation
+    mine, theirs = again.networks.state_dict(), whole.networks.state_dict()
+    assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
+    assert not list(tmp_path.glob("x.*"))
+
+
+def test_too_few_data_sets_to_refine_are_refused() -> None:
+    with pytest.raises(TrainingError, match="expected at least 1024 data sets"):
+        Refining(datasets=500)
+
+
+def test_learning_curves_are_drawn(trained: Estimator) -> None:
+    figure = plots.learning(trained)
+    assert [axis.get_title().split(":")[0] for axis in figure.axes] == ["given the context", "about the mode"]
