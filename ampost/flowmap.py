@@ -83,8 +83,8 @@ class FlowMap(nn.Module):
     """The network of one ODE, and as buffers the scales of what it sees.
 
     `scale` (2, feature) is the features' centre and one over their spread, which is 0 where nothing varies;
-    `spread` (state,) the unit of each coordinate; `floor` (state,) what is added before a logarithm is taken; `moves` (state,) is 0 for states that only edges change;
-    `weight` (state,) is how many sd of the noise a unit of the coordinate is.
+    `spread` (state,) the unit of each coordinate, `floor` what is added before a logarithm is taken; `moves` is
+    0 for states that only edges change; `weight` is how many sd of the noise a unit of the coordinate is.
     """
 
     scale: Tensor
@@ -107,9 +107,9 @@ class FlowMap(nn.Module):
         self.out = nn.Linear(trunk, size * (2 + 2 * size))
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
-        sizes = {"scale": (2, layout.features), "spread": size, "moves": size, "weight": size}
-        for name, shape in {**sizes, "floor": size}.items():
-            self.register_buffer(name, torch.ones(shape, dtype=torch.float64))
+        for name in ("spread", "floor", "moves", "weight"):
+            self.register_buffer(name, torch.ones(size, dtype=torch.float64))
+        self.register_buffer("scale", torch.ones(2, layout.features, dtype=torch.float64))
         self.scale[0] = 0.0
         self.register_buffer("logarithmic", torch.tensor(layout.logarithmic))
 
@@ -162,7 +162,7 @@ class FlowMap(nn.Module):
         times = torch.cat([share, *scales, run, torch.asinh(own), torch.asinh(30 * own)], -1)
         out = self.out(self.trunk(seen + self.time(times.float()))).to(share.dtype)
         ways = torch.cat([share, gate, run, gate * begin.coordinate], -1)
-        change = (out.unflatten(-1, (run.shape[-1], -1)) * ways[..., None, :]).sum(-1)
+        change: Tensor = (out.unflatten(-1, (run.shape[-1], -1)) * ways[..., None, :]).sum(-1)
         return begin.coordinate + change * self.moves
 
     def forward(self, begin: Begin, elapsed: Tensor) -> Tensor:

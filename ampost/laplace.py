@@ -58,7 +58,7 @@ class Laplace:
 
 
 def highest(model: Model, data: Experiments, starts: Tensor) -> Laplace:
-    """As `laplace`, of several starts (start, dataset, z) for each data set: a few steps each, then the best."""
+    """As `laplace`, from several starts (start, dataset, z): a few steps from each, then from the best."""
     data = data if data.batch else data.unsqueezed(1)
     number, count, size = starts.shape
     tried = laplace(model, data.at(torch.arange(count).repeat(number)), starts.reshape(-1, size), FEW)
@@ -101,8 +101,9 @@ def _found(model: Model, data: Experiments, start: Tensor, moving: Tensor, most:
         here = data.at(active)
         height[active], score[active], information[active] = _slope(model, z[active], here, moving)
         solves += len(active) * (1 + 2 * int(moving.sum()))
-        decrement[active] = 0.5 * (score[active] * _solved(information[active], score[active])).sum(-1)
-        active = active[decrement[active] > CLOSE]
+        gain = 0.5 * (score[active] * _solved(information[active], score[active])).sum(-1)
+        decrement[active] = torch.where(torch.isfinite(height[active]), gain, torch.inf)
+        active = active[(decrement[active] > CLOSE) & torch.isfinite(height[active])]
         if k == most or not len(active):
             break
         damped = information[active] + torch.diag_embed(
@@ -192,7 +193,14 @@ def _repeating(solved: list[tuple[OdeProblem, Trajectory]]) -> Solver:
 def _moving(model: Model, data: Experiments) -> Tensor:
     """Which coordinates of z (z,) the ODEs depend on; those of the noise alone need no solve."""
     size = model.z_size(data.count)
-    z = torch.zeros(1 + size, 1, size, dtype=torch.float64)
+    places = torch.randn(3, size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return torch.stack([_moving_at(model, data, place) for place in places]).any(0)
+
+
+def _moving_at(model: Model, data: Experiments, place: Tensor) -> Tensor:
+    """The same at one place (z,)."""
+    size = len(place)
+    z = place.repeat(1 + size, 1, 1)
     z[1:, 0] += torch.eye(size, dtype=torch.float64)
     first = data.at(slice(0, 1))
     asked: list[OdeProblem] = []

@@ -31,7 +31,7 @@ SHARP = 20.0  # an error in units of the noise times this counts as large
 
 @dataclass(frozen=True)
 class Ground:
-    """One ODE of the rows of a shard: its rows, (draw x series), their stretches, and the shard that answers it."""
+    """One ODE of a shard: its rows (draw x series), their stretches, and the shard that answers it."""
 
     problem: OdeProblem
     rows: Rows
@@ -42,7 +42,7 @@ class Ground:
     series: int
 
     def asked(self, index: Tensor, times: Tensor) -> Tensor:
-        """States (draw, series, time, state) of draws `index` at `times` (draw, series, time), from the store."""
+        """Stored states (draw, series, time, state) of draws `index` at `times` (draw, series, time)."""
         late = torch.zeros_like(times, dtype=torch.bool)
         looks = replace(self.problem.experiments, times=times, after_dose=late)
         bare = replace(self.problem, initial={}, parameters={}, experiments=looks)
@@ -101,8 +101,8 @@ def layout_of(ground: Ground, logarithmic: tuple[bool, ...]) -> Layout:
     longest = float(stretches.length[ground.live].max())
     if not longest > 0:
         raise TrainingError(
-            f"odeint {problem.name!r} covers no time at all, so that there is nothing to learn; give it a later "
-            f"time to look at, or leave it out"
+            f"odeint {problem.name!r} covers no time at all, so that there is nothing to learn; give it a "
+            f"later time to look at, or leave it out"
         )
     held = {name: stretches.value[:, -1, k] for k, name in enumerate(rows.inputs)}
     early = torch.full_like(rows.start[:, 0], rows.start_time)
@@ -138,7 +138,7 @@ def learn_scales(flow: FlowMap, ground: Ground, sensitivity: Tensor, seed: int) 
 
 
 def sensitivities(model: Model, shard: Shard, seed: int) -> dict[str, tuple[Tensor, Tensor]]:
-    """By ODE: states (row, time, state), and how many sd of the noise one unit of each is, 0 where none is seen."""
+    """By ODE: states (row, time, state), and how many sd of the noise one unit of each is; 0 where unseen."""
     index = torch.arange(min(PILOT // 4, len(shard)))
     looks = model.design.draw_looks(shard.protocols.at(index), derive(seed, "sensitivity"))
     stored, kept = shard.rows(index), dict[str, Tensor]()
@@ -165,7 +165,7 @@ def sensitivities(model: Model, shard: Shard, seed: int) -> dict[str, tuple[Tens
 
 
 def seen_relatively(states: Tensor, sensitivity: Tensor, stored: Tensor) -> tuple[bool, ...]:
-    """Which states never fall below zero and are seen by their logarithm: their noise is rather relative than constant.
+    """Which states never fall below zero and are seen by their logarithm, under relative noise.
 
     States unseen follow the others, all of which must be seen so. `stored` (..., state) are all the bank's.
     """
@@ -246,7 +246,7 @@ def whole(ground: Ground, flow: FlowMap, draws: int, seed: int) -> Whole:
 
 
 def missed(flow: FlowMap, lesson: Lesson | Whole) -> Tensor:
-    """The loss: errors in units of the noise, squared while small; so the few hardest rows do not drown the rest."""
+    """The loss: errors in units of the noise, squared while small, so that the few hardest rows do not rule."""
     if isinstance(lesson, Whole):
         found = flow.coordinates(solve(flow, lesson.problem, lesson.rows))
     else:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ampost import files
 from ampost.accuracy import located, noise_units
 from ampost.bank import Bank
+from ampost.behaviour import difference
 from ampost.design import Design, tuples
 from ampost.errors import EstimatorError, TrainingError
 from ampost.experiments import Channel, Experiments
@@ -45,7 +46,7 @@ from ampost.shards import Shard
 from ampost.stretches import some
 from ampost.training import FitReport, Schedule, fit
 
-POINTS = 2**18  # begins and looks that are answered at a time
+POINTS = 2**16  # begins and looks that are answered at a time
 HELD_OUT = 200  # draws that weights are chosen by
 FINEST = 200  # times of an example
 
@@ -108,14 +109,11 @@ class Proxy:
 
     def belongs_to(self, model: Model) -> None:
         """Raise EstimatorError unless this proxy was trained for `model`'s behaviour."""
-        mine, theirs = self.fingerprint, model.fingerprint(self.design)
-        for part in ("sites", "channels", "behaviour"):
-            same = _close(mine[part], theirs[part]) if part == "behaviour" else mine[part] == theirs[part]
-            if not same:
-                raise EstimatorError(
-                    f"the proxy was trained for another model: its {part} are {mine[part]}, those of "
-                    f"{model.name!r} are {theirs[part]}; train again for this model"
-                )
+        differs = difference(self.fingerprint, model, self.design)
+        if differs is not None:
+            raise EstimatorError(
+                f"the proxy was trained for another model: {differs}; train one for this model (train_proxy)"
+            )
 
     def save(self, path: str | Path) -> None:
         """Write to one file: safetensors with a JSON header, atomic, checksummed."""
@@ -257,8 +255,8 @@ def _flow(networks: nn.ModuleList, problem: OdeProblem) -> FlowMap:
     flows = {flow.layout.name: flow for flow in _flows(networks)}
     if problem.name not in flows:
         raise EstimatorError(
-            f"the proxy has learnt odeint {', '.join(map(repr, flows))}, not {problem.name!r}; train one for this "
-            f"program (train_proxy), or use the exact solver"
+            f"the proxy has learnt odeint {', '.join(map(repr, flows))}, not {problem.name!r}; train one for "
+            f"this program (train_proxy), or use the exact solver"
         )
     layout = flows[problem.name].layout
     for kind, names, learnt in (
@@ -269,8 +267,8 @@ def _flow(networks: nn.ModuleList, problem: OdeProblem) -> FlowMap:
     ):
         if tuple(names) != learnt:
             raise EstimatorError(
-                f"odeint {problem.name!r} has the {kind} {', '.join(names) or 'none'}; the proxy has learnt it with "
-                f"{', '.join(learnt) or 'none'}, in this order: train one for this program (train_proxy)"
+                f"odeint {problem.name!r} has the {kind} {', '.join(names) or 'none'}; the proxy has learnt "
+                f"it with {', '.join(learnt) or 'none'}, in this order: train one for it (train_proxy)"
             )
     return flows[problem.name]
 
@@ -297,12 +295,6 @@ def _total(units: Mapping[str, Tensor]) -> Tensor:
     return torch.where(known, squares.sum(0).sqrt(), torch.inf)
 
 
-def _close(mine: list[str], theirs: list[str]) -> bool:
-    """Whether two behaviours agree but for the error of a solver."""
-    pairs = [(float(a), float(b)) for a, b in zip(mine, theirs, strict=False)]
-    return len(mine) == len(theirs) and all(abs(a - b) <= 1e-3 * (1 + abs(b)) for a, b in pairs)
-
-
 @dataclass(frozen=True)
 class Spread:
     """How large errors are: root mean square, and the 90 % quantile of their size."""
@@ -321,7 +313,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class Example:
-    """One draw on a fine grid of times (experiment, time): the noise's centre by channel, exact and by the proxy."""
+    """One draw at many times (experiment, time): the centre of the noise by channel, exact and by the proxy."""
 
     error: float
     times: Tensor

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ Event = Callable[[Tensor, Mapping[str, Tensor], Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Stretches:
-    """Begins (row, stretch) and lengths; infusions (row, stretch, state), inputs (row, stretch, input) with slope.
+    """Begins, lengths (row, stretch), infusions (row, stretch, state), inputs, slopes (row, stretch, input).
 
     Stretch k ends at edge k; `due` (row, edge) tells which edges come no later than the last look.
     """
@@ -66,8 +66,8 @@ def _with_grid(edges: Edges, rows: Rows, last: Tensor, longest: float, code: int
     grid = grid.to(rows.times.device).expand(len(rows.times), -1)
     nothing = torch.zeros_like(grid)
     time, order = torch.sort(torch.cat([edges.time, grid], 1), dim=1, stable=True)
-    parts = (edges.target, torch.full_like(grid, code, dtype=torch.long)), (edges.jump, nothing)
-    parts += ((edges.rate, nothing),)
+    target = torch.full_like(grid, code, dtype=torch.long)
+    parts = [(edges.target, target), (edges.jump, nothing), (edges.rate, nothing)]
     return Edges(time, *(torch.cat(both, 1).gather(1, order) for both in parts))
 
 
@@ -119,12 +119,23 @@ def place(stretches: Stretches, times: Tensor, after: Tensor) -> Tensor:
 
 def some(rows: Rows, index: slice | Tensor) -> Rows:
     """Part of the rows."""
-    cut = {f.name: getattr(rows, f.name)[index] for f in fields(rows) if f.type == "Tensor"}
-    cut |= {name: getattr(rows, name)[index] for name in ("start", "times", "after_dose")}
     parameters = {name: value[index] for name, value in rows.parameters.items()}
     inputs = {
         name: Input(signal.time[index], signal.value[index], signal.mask[index], signal.linear)
         for name, signal in rows.inputs.items()
     }
-    count = cut["times"].shape[0]
-    return replace(rows, **cut, parameters=parameters, inputs=inputs, batch=(count,))
+    times = rows.times[index]
+    return replace(
+        rows,
+        start=rows.start[index],
+        parameters=parameters,
+        times=times,
+        after_dose=rows.after_dose[index],
+        dose_time=rows.dose_time[index],
+        dose_amount=rows.dose_amount[index],
+        dose_duration=rows.dose_duration[index],
+        dose_target=rows.dose_target[index],
+        dose_mask=rows.dose_mask[index],
+        inputs=inputs,
+        batch=(len(times),),
+    )

@@ -28,6 +28,10 @@ from ampost.progress import Bar, progress
 
 Weights = dict[str, Tensor]
 RETURNS = 8  # to the last good checkpoint, before training gives up
+REMEDY = (
+    "look for values of the data or of the states that are huge or not finite (ampost check), or train at a "
+    "lower rate (Schedule(rate=...))"
+)
 CURVE = 500  # points kept of the training losses
 
 
@@ -146,7 +150,8 @@ def fit(
     if checkpoint is not None and checkpoint.exists():
         start = _read(checkpoint, mark)
     with half_of_the_cores():
-        parts = len(batch_at(start.step, start.step / schedule.steps))
+        first = min(start.step, schedule.steps - 1)
+        parts = len(batch_at(first, first / schedule.steps))
         loop = _Loop(module, [_replica(module) for _ in range(parts)], optimiser, start, list(start.losses))
         loop.back_to(start)
         with progress(what, schedule.steps, show) as bar, ThreadPoolExecutor(parts) as pool:
@@ -216,12 +221,17 @@ def _run(
                 if save is not None:
                     save(good)
     except KeyboardInterrupt:
-        loop.state = replace(loop.state, losses=tuple(loop.losses))
+        kept = _copy(loop.module) if loop.state.best == math.inf else loop.state.kept
+        loop.state = replace(loop.state, losses=tuple(loop.losses), kept=kept)
         return True
     if loop.losses and loop.state.step % schedule.validate_every:
         loop.state = _validated(loop, validation, bar)
+    if not loop.losses and loop.state.returns:
+        raise TrainingError(f"the loss was not finite in any of {loop.state.step} steps; {REMEDY}")
     if not loop.losses:
         raise TrainingError(f"training made no step in {schedule.seconds:g} seconds; allow more")
+    if loop.state.best == math.inf:
+        raise TrainingError(f"the validation loss was never finite in {loop.state.step} steps; {REMEDY}")
     return False
 
 
@@ -242,6 +252,8 @@ def _step(
         value.backward()
         return float(value.detach())
 
+    if len(parts) != len(loop.replicas):
+        raise TrainingError(f"a batch has {len(parts)} parts, the first one had {len(loop.replicas)}")
     values = list(pool.map(one, loop.replicas, parts))
     mine = list(loop.module.parameters())
     theirs = [list(replica.parameters()) for replica in loop.replicas]
@@ -262,8 +274,7 @@ def _refuse_often(state: _State, value: float) -> None:
     if state.returns >= RETURNS:
         raise TrainingError(
             f"the loss is {value:g} at step {state.step}, and was not finite {state.returns} times before, "
-            f"at a rate halved each time; look for values of the data or of the states that are huge or not "
-            f"finite (ampost check), or train at a lower rate (Schedule(rate=...))"
+            f"at a rate halved each time; {REMEDY}"
         )
 
 

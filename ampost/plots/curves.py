@@ -29,7 +29,14 @@ def _curve(axis: Axes, report: FitReport) -> None:
     """Training losses as points, validation losses as a line; cut where training began."""
     trained = np.array(report.training)
     every = report.training_every
-    axis.plot((np.arange(len(trained)) + 0.5) * every, trained, ".", ms=2, color="0.6", label="training, point heads included")
+    axis.plot(
+        (np.arange(len(trained)) + 0.5) * every,
+        trained,
+        ".",
+        ms=2,
+        color="0.6",
+        label="training, point heads included",
+    )
     checked = np.array(report.validation)
     steps = np.minimum((np.arange(len(checked)) + 1) * report.validation_every, report.steps)
     axis.plot(steps, checked, "-", lw=1.5, color=COLOURS[0], label="validation")
