@@ -5,6 +5,7 @@ from ampost.plots.coverage import calibration
 from ampost.plots.curves import learning
 from ampost.plots.marginals import comparison, pairs
 from ampost.plots.panels import save
+from ampost.plots.proxy import proxy
 
 __all__ = [
     "calibration",
@@ -14,5 +15,6 @@ __all__ = [
     "prediction",
     "predictive",
     "prior_predictive",
+    "proxy",
     "save",
 ]
