@@ -16,7 +16,8 @@ PLACES = ("worst", "second worst", "median", "next to median")
 def proxy(error: ProxyError) -> Figure:
     """Errors of a proxy on fresh draws: their distribution by channel, and the worst and median trajectories.
 
-    Lines are the exact solver's, dashes the proxy's; each experiment has its colour.
+    Lines are the exact solver's, dashes the proxy's; each experiment has its colour. Of a log-normal noise the
+    centre is a logarithm.
     """
     channels = list(error.units)
     figure = Picture(figsize=(3.0 * (len(error.examples) + 1), 2.5 * len(channels) + 0.5), layout="constrained")
@@ -34,7 +35,7 @@ def proxy(error: ProxyError) -> Figure:
             _trajectories(axis, example, name)
             axis.set_title(f"{place}: {example.error:.2g}", fontsize=9)
             axis.set_xlabel(labelled("time", error.names))
-        row[1].set_ylabel(labelled(name, error.names))
+        row[1].set_ylabel(f"{name}: centre of the noise")
     shares = ", ".join(f"{share:.0%} of draws below {error.quantile(share):.2g}" for share in (0.5, 0.9))
     figure.suptitle(f"Root of the sum of squares over the points of a draw: {shares}", fontsize=10)
     return figure
