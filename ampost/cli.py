@@ -281,7 +281,7 @@ def train(
     with programs.telling(source.path):
         made = trained(built, settings, seed, bank=bank, checkpoint=started)
     made.save(out)
-    stopped = "stopped early; the same command goes on" if made.report.interrupted else "trained"
+    stopped = "stopped early; the same command goes on" if made.interrupted else "trained"
     typer.echo(f"{stopped}: validation loss {made.loss:.3f} after {made.seconds:.0f} s, {made.solves:,} solves")
     typer.echo(f"wrote {out}; use it by ampost infer ... --estimator {out}")
 

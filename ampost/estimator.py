@@ -350,6 +350,11 @@ class Estimator:
         return self.teaching.solves
 
     @property
+    def interrupted(self) -> bool:
+        """Whether training was stopped before its end."""
+        return self.report.interrupted or (self.refining is not None and self.refining.interrupted)
+
+    @property
     def loss(self) -> float:
         """The validation loss, -log q of the true parameters, in nats."""
         return self.report.best if self.refining is None else self.refining.best

@@ -69,7 +69,7 @@ def train(
     trained = train_estimator(
         model, held, settings, derive(seed, "train"), proxy=proxy, checkpoint=part, show=progress
     )
-    if part is not None and not trained.report.interrupted:
+    if part is not None and not trained.interrupted:
         for path in (part, part.with_suffix(".proxy"), *leftovers(part)):
             path.unlink(missing_ok=True)
     return trained

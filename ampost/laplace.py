@@ -25,6 +25,7 @@ FURTHEST = 1.0  # that a step goes in a coordinate of z
 DAMPED = 0.01  # the first damping of a row that no length takes further; ten times as much each time after
 CLOSE = 1e-3  # decrement of the log joint below which a row is done
 FEW = 4  # steps from each of several starts, before the best goes on
+LOOKED = 16  # data sets that are looked at for what the ODEs depend on
 MEMORY = 2_000_000  # numbers of a trajectory's states held at once
 
 
@@ -117,12 +118,16 @@ def _found(model: Model, data: Experiments, start: Tensor, moving: Tensor, most:
         z[active] = tried[best, torch.arange(len(active))]
         stuck = (10 * damping[active]).clamp(min=DAMPED)
         damping[active] = torch.where(best == 0, stuck, 0.1 * damping[active])
-    return Laplace(z, torch.linalg.cholesky(information), decrement, height, solves)
+    factor, failed = torch.linalg.cholesky_ex(information)
+    known = (failed == 0) & torch.isfinite(factor).all(-1).all(-1)
+    factor = torch.where(known[:, None, None], factor, torch.eye(size, dtype=z.dtype))
+    return Laplace(z, factor, torch.where(known, decrement, torch.inf), height, solves)
 
 
 def _solved(matrix: Tensor, right: Tensor) -> Tensor:
-    found: Tensor = torch.linalg.solve(matrix, right[..., None])[..., 0]
-    return found
+    """Solutions; 0, which is no step, where a matrix is singular to the last digit."""
+    found: Tensor = torch.linalg.solve_ex(matrix, right[..., None])[0][..., 0]
+    return found.nan_to_num(0.0, 0.0, 0.0)
 
 
 def _slope(model: Model, z: Tensor, data: Experiments, moving: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -202,7 +207,8 @@ def _moving_at(model: Model, data: Experiments, place: Tensor) -> Tensor:
     size = len(place)
     z = place.repeat(1 + size, 1, 1)
     z[1:, 0] += torch.eye(size, dtype=torch.float64)
-    first = data.at(slice(0, 1))
+    z = z.expand(-1, min(LOOKED, data.batch[0]), -1)
+    first = data.at(slice(0, LOOKED))
     asked: list[OdeProblem] = []
 
     def still(problem: OdeProblem) -> Trajectory:

@@ -9,7 +9,8 @@ rows made by a proxy teach the proxy's posterior.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,24 +18,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ampost.accuracy import located, noise_units
+from ampost.accuracy import located
 from ampost.bank import Bank
 from ampost.errors import EstimatorError
 from ampost.estimator import QUANTILES, Architecture, Estimator, Layout, Networks, Reading, Teaching
 from ampost.experiments import Experiments
 from ampost.model import Model
 from ampost.ode.problem import Solver
-from ampost.proxy import Proxy, ProxySettings
+from ampost.proxy import HELD_OUT, Proxy, ProxySettings, proxy_error
 from ampost.refining import Refining, refine
 from ampost.seeds import derive, seeded
 from ampost.tokens import Scaling, scaling_of, tokens
-from ampost.training import Schedule, fit
+from ampost.training import FitReport, Schedule, fit
 
 FIRST = 0.5  # the share of the schedule's seconds before an estimator is refined
 EXACT = 0.7  # the share of the schedule from which on trajectories are exact and point heads go alone
 AT_ONCE = 8  # batches drawn in one pass over the program, where they are small
 SLOTS = 300_000  # times in one such pass
 VALIDATION = 2_000
+PROXIED = 500  # fresh draws that the error of a proxy is measured on
 TRACED = 64  # rows of a batch whose trajectories are reconstructed, in every TRACED_EVERY-th batch
 TRACED_EVERY = 4
 
@@ -88,6 +90,16 @@ class _Trace:
     scale: Mapping[str, float]
 
 
+@dataclass(frozen=True)
+class _Drawn:
+    """The batches of one turn: z, data, and the solver that made some of their rows."""
+
+    key: tuple[int, bool]
+    z: Tensor
+    data: Experiments
+    solver: Callable[[slice], Solver]
+
+
 class _Batches:
     """Batch k as parts: a function of k and the share of the schedule that is done. The last pass is kept."""
 
@@ -96,16 +108,15 @@ class _Batches:
     ) -> None:
         self.model, self.bank, self.settings = model, bank, settings
         self.scaling, self.proxy, self.seed = scaling, proxy, seed
-        slots = max(
-            len(look.times) * look.rows[1] // len(look.times) for look in model.design.channels.values()
-        )
-        slots *= model.design.experiments[1] * settings.batch
+        times = max(look.rows[1] for look in model.design.channels.values())
+        slots = times * model.design.experiments[1] * settings.batch
         self.at_once = max(1, min(AT_ONCE, SLOTS // slots))
-        self._kept: tuple[tuple[int, bool], Tensor, Experiments] | None = None
+        self._kept: _Drawn | None = None
 
     def __call__(self, k: int, done: float) -> list[_Part]:
         turn, place = divmod(k, self.at_once)
-        z, data = self._drawn(turn, self.by_proxy(turn, done - place / self.settings.schedule.steps))
+        drawn = self._drawn(turn, self.by_proxy(turn, done - place / self.settings.schedule.steps))
+        z, data = drawn.z, drawn.data
         size = self.settings.batch
         if self.settings.reconstruction:  # the program decodes, and it runs in one thread at a time
             halves = [slice(place * size, (place + 1) * size)]
@@ -114,7 +125,7 @@ class _Batches:
         trace = None
         if self.settings.reconstruction and k % TRACED_EVERY == 0:
             rows = slice(halves[0].start, halves[0].start + min(TRACED, size))
-            trace = self._trace(z[rows], data.at(rows), turn)
+            trace = _trace(self.model, z[rows], data.at(rows), drawn.solver(rows))
         return [_Part(z[h].float(), tokens(data.at(h), self.scaling), trace) for h in halves]
 
     def by_proxy(self, turn: int, done: float) -> bool:
@@ -125,15 +136,20 @@ class _Batches:
         chosen = torch.Generator().manual_seed(derive(self.seed, "who", turn))
         return float(torch.rand((), generator=chosen)) < self.settings.proxy_share
 
-    def _drawn(self, turn: int, by_proxy: bool) -> tuple[Tensor, Experiments]:
-        """z and data of the batches of a turn."""
-        if self._kept is None or self._kept[0] != (turn, by_proxy):
+    def _drawn(self, turn: int, by_proxy: bool) -> _Drawn:
+        """The batches of a turn."""
+        if self._kept is None or self._kept.key != (turn, by_proxy):
             count = self.at_once * self.settings.batch
             if by_proxy:
                 assert self.proxy is not None
+                proxy = self.proxy
                 looks = self.model.design.draw(count, derive(self.seed, "designs", turn))
-                drawn = self.model.simulate_at(None, looks, derive(self.seed, "noise", turn), solver=self.proxy)
+                drawn = self.model.simulate_at(None, looks, derive(self.seed, "noise", turn), solver=proxy)
                 z = drawn.z
+
+                def solver(rows: slice) -> Solver:
+                    return proxy
+
             else:
                 shard = self.bank.window(turn * self.at_once, self.seed)
                 chosen = torch.Generator().manual_seed(derive(self.seed, "rows", turn))
@@ -142,28 +158,32 @@ class _Batches:
                     shard.protocols.at(index), derive(self.seed, "looks", turn)
                 )
                 z = shard.z[index]
-                solver = shard.rows(index)
-                drawn = self.model.simulate_at(z, looks, derive(self.seed, "noise", turn), solver=solver)
-            self._kept = ((turn, by_proxy), z, drawn.experiments)
-        return self._kept[1], self._kept[2]
 
-    def _trace(self, z: Tensor, data: Experiments, turn: int) -> _Trace:
-        """The exact centres of the noise at z: those that the data were drawn around."""
-        looks = data.without_values()
-        with torch.no_grad():
-            centres = {n: c for n, (c, _) in _centres(self.model, z, looks, self.model.solver).items()}
-        scale = {}
-        for name, centre in centres.items():
-            seen = centre[looks.channels[name].mask & torch.isfinite(centre)]
-            scale[name] = max(float(seen.std()), 1e-12) if len(seen) > 1 else 1.0
-        return _Trace(looks, centres, scale)
+                def solver(rows: slice) -> Solver:
+                    return shard.rows(index[rows])
+
+                noise = derive(self.seed, "noise", turn)
+                drawn = self.model.simulate_at(z, looks, noise, solver=shard.rows(index))
+            self._kept = _Drawn((turn, by_proxy), z, drawn.experiments, solver)
+        return self._kept
 
 
-def _centres(model: Model, z: Tensor, looks: Experiments, solver: Solver) -> dict[str, tuple[Tensor, Tensor]]:
-    """Centre and sd of the noise by channel, each (draw, experiment, time)."""
-    return {
-        name: located(noise, tuple(looks.times.shape)) for name, noise in model.noises(z, looks, solver).items()
-    }
+def _trace(model: Model, z: Tensor, data: Experiments, solver: Solver) -> _Trace:
+    """The centres of the noise at z by the solver that the data were drawn with."""
+    looks = data.without_values()
+    with torch.no_grad():
+        centres = _centres(model, z, looks, solver)
+    scale = {}
+    for name, centre in centres.items():
+        seen = centre[looks.channels[name].mask & torch.isfinite(centre)]
+        scale[name] = max(float(seen.std()), 1e-12) if len(seen) > 1 else 1.0
+    return _Trace(looks, centres, scale)
+
+
+def _centres(model: Model, z: Tensor, looks: Experiments, solver: Solver) -> dict[str, Tensor]:
+    """The centre of the noise by channel, each (draw, experiment, time)."""
+    shape = tuple(looks.times.shape)
+    return {name: located(noise, shape)[0] for name, noise in model.noises(z, looks, solver).items()}
 
 
 def train_estimator(
@@ -202,7 +222,7 @@ def train_estimator(
     def validation() -> float:
         return _loss_of(networks, z, seen)
 
-    identity = json.dumps([_plain(settings), model.fingerprint(), seed, len(bank)])
+    identity = json.dumps([asdict(settings), model.fingerprint(), seed, len(bank)])
     refining = None if networks.layout.local else settings.refining
     schedule = settings.schedule
     if refining is not None:
@@ -217,9 +237,9 @@ def train_estimator(
         identity=identity,
         show=show,
     )
-    teaching = _teaching(model, bank, batches, networks, report.steps, proxy, report.best, seed)
+    teaching = _teaching(model, bank, batches, networks, report, proxy, seed)
     refined = None
-    if refining is not None:
+    if refining is not None and not report.interrupted:
         left = max(settings.schedule.seconds - report.seconds, 0.3 * settings.schedule.seconds)
         refined, solves = refine(
             model,
@@ -263,7 +283,7 @@ def _reconstruction(model: Model, proxy: Proxy, z: Tensor, trace: _Trace) -> Ten
     errors = []
     for name, centre in trace.centres.items():
         mask = trace.looks.channels[name].mask & torch.isfinite(centre)
-        missed = torch.where(mask, (found[name][0] - centre) / trace.scale[name], 0.0)
+        missed = torch.where(mask, (found[name] - centre) / trace.scale[name], 0.0)
         # far from the truth the square would drown all else
         errors.append((missed.square() / (1 + missed.abs())).sum() / mask.sum().clamp(min=1))
     return torch.stack(errors).sum().float()
@@ -284,9 +304,8 @@ def _teaching(
     bank: Bank,
     batches: _Batches,
     networks: Networks,
-    steps: int,
+    report: FitReport,
     proxy: Proxy | None,
-    best: float,
     seed: int,
 ) -> Teaching:
     """What was spent, the proxy's part and error, and how much lower the loss is on the bank's own rows."""
@@ -297,18 +316,10 @@ def _teaching(
     mine = _loss_of(networks, drawn.z, tokens(drawn.experiments, batches.scaling))
     solves, error, share = bank.solves + VALIDATION, float("nan"), 0.0
     if proxy is not None:
-        held_out = model.simulate(500, derive(seed, "proxy"))
-        off = noise_units(model, held_out.z, held_out.experiments, model.solver, proxy)
-        total = torch.stack([v.nan_to_num(0.0).square().sum((-1, -2)) for v in off.values()]).sum(0).sqrt()
-        error = float(total[torch.isfinite(total)].quantile(0.9))
-        turns = range(-(-steps // batches.at_once))
-        taught = [
-            batches.by_proxy(t, t * batches.at_once / max(1, batches.settings.schedule.steps)) for t in turns
-        ]
-        share = sum(taught) / max(1, len(taught))
-    return Teaching(solves, share, error, best - mine)
-
-
-def _plain(settings: Settings) -> dict[str, Any]:
-    """The settings as JSON takes them."""
-    return asdict(settings)
+        error = proxy_error(model, proxy, PROXIED, derive(seed, "proxy")).quantile(0.9)
+        solves += PROXIED + HELD_OUT
+        schedule, size = batches.settings.schedule, batches.at_once
+        planned = schedule.steps if math.isinf(schedule.seconds) else report.steps
+        taught = [batches.by_proxy(t, t * size / planned) for t in range(-(-report.steps // size))]
+        share = sum(taught) / len(taught)
+    return Teaching(solves, share, error, report.best - mine)

@@ -6,6 +6,7 @@ mode; what is left to learn is how the posterior differs from a normal there. Th
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
 from dataclasses import dataclass, field, replace
@@ -78,7 +79,8 @@ def refine(
     with seeded(derive(seed, "weights")):
         refinement = networks.refine(sizes)
     began = time.monotonic()
-    lessons = _lessons(model, networks, scaling, settings, seed, seconds / 2, checkpoint, show)
+    mark = _mark(networks)
+    lessons = _lessons(model, networks, scaling, settings, seed, mark, seconds / 2, checkpoint, show)
     count = len(lessons.scale)
     held_out = int(HELD_OUT * count)
 
@@ -95,7 +97,7 @@ def refine(
     left = max(seconds - (time.monotonic() - began), 0.2 * seconds)
     schedule = replace(settings.schedule, seconds=min(settings.schedule.seconds, left))
     part = None if checkpoint is None else checkpoint.with_suffix(".about")
-    identity = f"{settings} {seed} {count}"
+    identity = f"{settings.batch} {seed} {count} {mark}"
     report = fit(
         refinement,
         loss,
@@ -109,6 +111,14 @@ def refine(
     )
     report = replace(report, seconds=time.monotonic() - began)
     return report, int(lessons.solves.sum())
+
+
+def _mark(networks: Networks) -> str:
+    """What tells the networks that modes were sought with from others."""
+    digest = hashlib.sha256()
+    for name, value in networks.state_dict().items():
+        digest.update(name.encode() + value.contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def leftovers(checkpoint: Path) -> list[Path]:
@@ -128,30 +138,35 @@ def _lessons(
     scaling: Scaling,
     settings: Refining,
     seed: int,
+    mark: str,
     seconds: float,
     checkpoint: Path | None,
     show: bool | None,
 ) -> _Lessons:
     parts: list[_Lessons] = []
     began = time.monotonic()
+    begun = checkpoint is not None and checkpoint.with_suffix(".about").exists()  # on the chunks that there are
     with progress("finding modes", settings.datasets, show) as bar:
         for k in range(-(-settings.datasets // CHUNK)):
-            if time.monotonic() - began > seconds and len(parts) * CHUNK >= LEAST:
-                break
             kept = None if checkpoint is None else checkpoint.with_suffix(f".modes-{k}")
-            parts.append(_chunk(model, networks, scaling, derive(seed, "datasets", k), kept))
+            late = time.monotonic() - began > seconds and len(parts) * CHUNK >= LEAST
+            if late or (begun and kept is not None and not kept.exists()):
+                break
+            parts.append(_chunk(model, networks, scaling, derive(seed, "datasets", k), mark, kept))
             bar.advance(CHUNK)
     return _Lessons(*(torch.cat([getattr(p, name) for p in parts]) for name in _Lessons.__dataclass_fields__))
 
 
-def _chunk(model: Model, networks: Networks, scaling: Scaling, seed: int, kept: Path | None) -> _Lessons:
-    """One chunk, read from its file where that is there and whole."""
+def _chunk(
+    model: Model, networks: Networks, scaling: Scaling, seed: int, mark: str, kept: Path | None
+) -> _Lessons:
+    """One chunk, read from its file where that is there, whole, and of these networks."""
     if kept is not None and kept.exists():
         try:
             header, tensors = files.load(kept, "modes")
-        except FileError:  # cut off while it was written elsewhere: made again
+        except FileError:  # damaged: made again
             header, tensors = {}, {}
-        if header.get("seed") == seed:
+        if header.get("seed") == seed and header.get("mark") == mark:
             return _Lessons(**tensors)
     drawn = model.simulate(CHUNK, seed)
     good = (~drawn.failed).nonzero()[:, 0]
@@ -171,5 +186,5 @@ def _chunk(model: Model, networks: Networks, scaling: Scaling, seed: int, kept: 
             torch.tensor([found.solves]),
         )
     if kept is not None:
-        files.save(kept, "modes", {"seed": seed}, vars(lessons))
+        files.save(kept, "modes", {"seed": seed, "mark": mark}, vars(lessons))
     return lessons

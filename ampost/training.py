@@ -80,6 +80,7 @@ class _State:
     step: int = 0
     stale: int = 0
     returns: int = 0
+    finished: bool = False
     seconds: float = 0.0
     best: float = math.inf
     losses: tuple[float, ...] = ()
@@ -131,8 +132,9 @@ def fit(
         batch_at: the parts of batch k, equally large, where a share of the schedule is done.
         validation: a loss to choose weights by.
         schedule: how long and how fast.
-        checkpoint: a file that is written at each validation, and gone on from where it is there. After a
-            kill at any moment the result is the same as without, unless the schedule goes by seconds.
+        checkpoint: a file that is written at each validation and at the end, and gone on from where it is
+            there. After a kill at any moment the result is the same as without, unless the schedule goes by
+            seconds.
         identity: what, beside module and schedule, must be the same to go on from a checkpoint.
         what: is being done, for the progress bar.
         show: a progress bar, or not; by default on a terminal.
@@ -157,7 +159,9 @@ def fit(
         with progress(what, schedule.steps, show) as bar, ThreadPoolExecutor(parts) as pool:
             bar.advance(start.step)
             save = None if checkpoint is None else lambda state: _write(checkpoint, mark, state)
-            interrupted = _run(loop, loss, batch_at, validation, schedule, pool, bar, save)
+            interrupted = not start.finished and _run(
+                loop, loss, batch_at, validation, schedule, pool, bar, save
+            )
     state = loop.state
     module.load_state_dict(state.kept)
     module.eval()
@@ -232,6 +236,9 @@ def _run(
         raise TrainingError(f"training made no step in {schedule.seconds:g} seconds; allow more")
     if loop.state.best == math.inf:
         raise TrainingError(f"the validation loss was never finite in {loop.state.step} steps; {REMEDY}")
+    loop.state = replace(loop.state, finished=True)
+    if save is not None:
+        save(loop.state)
     return False
 
 
@@ -333,7 +340,8 @@ def _means(losses: Sequence[float], every: int) -> list[float]:
 def _mark(module: nn.Module, schedule: Schedule, identity: str) -> str:
     """What tells one training from another."""
     shapes = [(name, tuple(value.shape)) for name, value in module.state_dict().items()]
-    return hashlib.sha256(json.dumps([shapes, asdict(schedule), identity]).encode()).hexdigest()
+    plan = {**asdict(schedule), "seconds": None}  # what is left of them changes where training goes on
+    return hashlib.sha256(json.dumps([shapes, plan, identity]).encode()).hexdigest()
 
 
 def _write(path: Path, mark: str, state: _State) -> None:

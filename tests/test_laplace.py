@@ -80,6 +80,18 @@ def test_the_noise_alone_needs_no_solve(kinetics: Model) -> None:
     assert rows == [5]  # the place itself, and two parameters of three moved up and down
 
 
+def test_what_data_cannot_tell_apart_is_no_failure() -> None:
+    def program(experiments: Experiments) -> None:
+        a = pyro.sample("a", dist.Normal(0.0, 1e6))
+        b = pyro.sample("b", dist.Normal(0.0, 1e6))
+        observe("y", dist.Normal(a + b + 0 * experiments.times, 1e-6), experiments)
+
+    model = Model(program, Design({"y": Looks(TIMES, (5, 5))}, {}, (1, 1), 3.5))
+    found = laplace(model, model.simulate(2, 0).experiments, torch.ones(2, 2))
+    for value in (found.mode, found.factor, found.height):
+        assert bool(torch.isfinite(value).all())
+
+
 def test_where_nothing_is_possible_the_start_stays() -> None:
     def growth(experiments: Experiments) -> None:
         rate = pyro.sample("rate", dist.LogNormal(0.0, 1.0))

@@ -119,6 +119,36 @@ def test_a_training_that_was_cut_off_gives_the_same(
     assert not list(tmp_path.glob("x.*"))
 
 
+@pytest.mark.parametrize("at", [25, 55])
+def test_a_training_that_was_interrupted_goes_on_to_the_same(
+    kinetics: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    """Modes that were sought with the networks of an interrupted training are not those of the whole one."""
+    from ampost import training
+
+    whole = train(kinetics, TINY, seed=0, progress=False)
+    step, count, part = training._step, 0, tmp_path / "x.part"
+
+    def counted(*given: object) -> float:
+        nonlocal count
+        count += 1
+        if count == at:
+            raise KeyboardInterrupt
+        return step(*given)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "_step", counted)
+        stopped = train(kinetics, TINY, seed=0, progress=False, checkpoint=part)
+    assert stopped.interrupted
+    assert (stopped.refining is None) == (at < 40)
+    assert part.exists()
+    again = train(kinetics, TINY, seed=0, progress=False, checkpoint=part)
+    assert not again.interrupted
+    mine, theirs = again.networks.state_dict(), whole.networks.state_dict()
+    assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
+    assert not list(tmp_path.glob("x.*"))
+
+
 def test_too_few_data_sets_to_refine_are_refused() -> None:
     with pytest.raises(TrainingError, match="expected at least 1024 data sets"):
         Refining(datasets=500)
