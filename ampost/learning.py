@@ -73,7 +73,7 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class _Part:
+class Part:
     """Half of a batch: z, tokens with masks, and what there is to reconstruct."""
 
     z: Tensor
@@ -100,7 +100,7 @@ class _Drawn:
     solver: Callable[[slice], Solver]
 
 
-class _Batches:
+class Batches:
     """Batch k as parts: a function of k and the share of the schedule that is done. The last pass is kept."""
 
     def __init__(
@@ -113,7 +113,7 @@ class _Batches:
         self.at_once = max(1, min(AT_ONCE, SLOTS // slots))
         self._kept: _Drawn | None = None
 
-    def __call__(self, k: int, done: float) -> list[_Part]:
+    def __call__(self, k: int, done: float) -> list[Part]:
         turn, place = divmod(k, self.at_once)
         drawn = self._drawn(turn, self.by_proxy(turn, done - place / self.settings.schedule.steps))
         z, data = drawn.z, drawn.data
@@ -126,7 +126,7 @@ class _Batches:
         if self.settings.reconstruction and k % TRACED_EVERY == 0:
             rows = slice(halves[0].start, halves[0].start + min(TRACED, size))
             trace = _trace(self.model, z[rows], data.at(rows), drawn.solver(rows))
-        return [_Part(z[h].float(), tokens(data.at(h), self.scaling), trace) for h in halves]
+        return [Part(z[h].float(), tokens(data.at(h), self.scaling), trace) for h in halves]
 
     def by_proxy(self, turn: int, done: float) -> bool:
         """Whether the batches of a turn, which begins where `done` is done, are the proxy's."""
@@ -193,13 +193,14 @@ def train_estimator(
     seed: int,
     *,
     proxy: Proxy | None = None,
+    batches: type[Batches] | None = None,
     checkpoint: Path | None = None,
     show: bool | None = None,
 ) -> Estimator:
     """Train on the bank, and on the proxy if there is one, with fresh times, masks and noise in every batch.
 
     Batch k is a function of (seed, k). Validation is on fresh draws by the exact solver. With a `checkpoint`
-    training goes on from there after a kill.
+    training goes on from there after a kill. Another kind of `batches` is for experiments with training itself.
 
     Raises:
         EstimatorError: fewer rows in the bank than in a batch.
@@ -216,7 +217,7 @@ def train_estimator(
     scaling = scaling_of(model.channels, model.design, data)
     with seeded(derive(seed, "weights")):
         networks = Networks(settings.architecture, scaling, Layout.of(model), settings.reconstruction)
-    batches = _Batches(model, bank, settings, scaling, proxy, seed)
+    source = (batches or Batches)(model, bank, settings, scaling, proxy, seed)
     seen = tokens(data, scaling)
 
     def validation() -> float:
@@ -230,14 +231,14 @@ def train_estimator(
     report = fit(
         networks,
         _losses(model, proxy),
-        batches,
+        source,
         validation,
         schedule,
         checkpoint=checkpoint,
         identity=identity,
         show=show,
     )
-    teaching = _teaching(model, bank, batches, networks, report, proxy, seed)
+    teaching = _teaching(model, bank, source, networks, report, proxy, seed)
     refined = None
     if refining is not None and not report.interrupted:
         left = max(settings.schedule.seconds - report.seconds, 0.3 * settings.schedule.seconds)
@@ -263,7 +264,7 @@ def _losses(model: Model, proxy: Proxy | None) -> Any:  # noqa: ANN401 - a loss 
     """The loss of a part: density, quantiles and, where a trace is there, its reconstruction."""
     levels = torch.tensor(QUANTILES)
 
-    def loss(networks: Networks, part: _Part, done: float) -> Tensor:
+    def loss(networks: Networks, part: Part, done: float) -> Tensor:
         reading = networks.read(part.seen)
         points = networks.points(reading, max(0.0, 1.0 - done / EXACT))
         missed = part.z[..., None] - points[..., : len(QUANTILES)]
@@ -302,7 +303,7 @@ def _loss_of(networks: Networks, z: Tensor, seen: tuple[Tensor, ...]) -> float:
 def _teaching(
     model: Model,
     bank: Bank,
-    batches: _Batches,
+    batches: Batches,
     networks: Networks,
     report: FitReport,
     proxy: Proxy | None,

@@ -11,7 +11,7 @@ from ampost import Estimator, Model, ProxySettings, Refining, Schedule, Settings
 from ampost import bank as banks
 from ampost.errors import EstimatorError, TrainingError
 from ampost.estimator import Architecture
-from ampost.learning import EXACT, _Batches
+from ampost.learning import EXACT, Batches
 from ampost.proxy import Proxy, train_proxy
 from ampost.tokens import scaling_of
 
@@ -34,7 +34,7 @@ def proxy(kinetics: Model, stored: banks.Bank) -> Proxy:
 def test_the_last_part_of_training_is_exact(kinetics: Model, stored: banks.Bank, proxy: Proxy) -> None:
     settings = replace(TINY, proxy=BRIEF, proxy_share=1.0)
     scaling = scaling_of(kinetics.channels, kinetics.design, kinetics.simulate(300, 1).experiments)
-    batches = _Batches(kinetics, stored, settings, scaling, proxy, seed=0)
+    batches = Batches(kinetics, stored, settings, scaling, proxy, seed=0)
     assert batches.by_proxy(0, 0.0)
     assert batches.by_proxy(2, 16 / 40)
     assert not batches.by_proxy(3, 24 / 40)  # it would end at 32 of 40 steps
@@ -51,7 +51,7 @@ def test_the_last_part_of_training_is_exact(kinetics: Model, stored: banks.Bank,
 
 def test_a_batch_is_a_function_of_its_number(kinetics: Model, stored: banks.Bank) -> None:
     scaling = scaling_of(kinetics.channels, kinetics.design, kinetics.simulate(300, 1).experiments)
-    one, two = (_Batches(kinetics, stored, TINY, scaling, None, seed=0) for _ in range(2))
+    one, two = (Batches(kinetics, stored, TINY, scaling, None, seed=0) for _ in range(2))
     for k in (0, 1, 9, 2):
         one(k, 0.0)
     for left, right in zip(one(5, 0.1), two(5, 0.1), strict=True):

@@ -1,0 +1,32 @@
+"""What the benchmarks of training have in common: how good an estimator is, and how long a call takes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import torch
+
+from ampost import Estimator, Experiments, Model, importance
+
+DRAWS = 10_000
+
+
+def efficiency(model: Model, estimator: Estimator, data: Experiments) -> float:
+    """Kish's effective share of 10,000 of the network's own draws, weighed by the exact posterior."""
+    reading = estimator.reading(model, data)
+    z = estimator.sample(reading, DRAWS, seed=1)
+    with torch.no_grad():
+        weight = (model.log_joint(z, data) - estimator.log_density(z, reading))[:, 0]
+    weight = torch.where(torch.isfinite(weight), weight, -torch.inf)
+    return float(importance.kish(weight[:, None])) / DRAWS
+
+
+def best(call: Callable[[], object], times: int = 5) -> float:
+    """The shortest of a few runs, in seconds."""
+    taken = []
+    for _ in range(times):
+        began = time.perf_counter()
+        call()
+        taken.append(time.perf_counter() - began)
+    return min(taken)
