@@ -25,14 +25,14 @@ from ampost.errors import EstimatorError, UnsupportedError
 from ampost.experiments import Experiments
 from ampost.laplace import Laplace, highest
 from ampost.model import Model
-from ampost.nets import DeepSet, perceptron
+from ampost.nets import EMBEDDINGS, perceptron
 from ampost.seeds import seeded
 from ampost.tokens import Scaling, tokens
 from ampost.training import FitReport
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 LOG_2PI = math.log(2 * math.pi)
-STARTS = 3  # of the search for a mode, beside the median
+STARTS = 127  # of the search for a mode, beside the median
 LEAST = 0.01  # share of the density given the context alone, beside the one about the mode
 
 
@@ -40,8 +40,9 @@ LEAST = 0.01  # share of the density given the context alone, beside the one abo
 class Architecture:
     """Sizes of the networks; `density` is the name of a builder in sbi's `posterior_nn`.
 
-    Each transform of the density is shaped by a network of `layers` layers of `hidden` units. With two `passes`
-    it is a coupling, which draws quickly; without a number it is autoregressive.
+    `pooling` of measurements is "mean" (DeepSet) or "attention". Each transform of the density is shaped by a
+    network of `layers` layers of `hidden` units. With two `passes` it is a coupling, which draws quickly;
+    without a number it is autoregressive.
     """
 
     width: int = 96
@@ -51,6 +52,13 @@ class Architecture:
     hidden: int = 64
     layers: int = 2
     passes: int | None = None
+    pooling: str = "mean"
+
+    def __post_init__(self) -> None:
+        if self.pooling not in EMBEDDINGS:
+            raise EstimatorError(
+                f"Architecture(pooling={self.pooling!r}): expected one of {', '.join(EMBEDDINGS)}"
+            )
 
 
 @dataclass(frozen=True)
@@ -127,7 +135,8 @@ class Networks(nn.Module):
         super().__init__()
         self.layout, self.traced = layout, traced
         shared, local = layout.shared, layout.local
-        self.embedding: nn.Module = DeepSet(scaling.token, len(scaling.conditions), sizes.width, sizes.context)
+        embedding = EMBEDDINGS[sizes.pooling]
+        self.embedding = embedding(scaling.token, len(scaling.conditions), sizes.width, sizes.context)
         heads = len(QUANTILES) + int(traced)
         if shared:
             self.point: Any = perceptron(sizes.context, sizes.width, shared * heads, hidden=1)
@@ -300,7 +309,7 @@ def read(networks: Networks, model: Model, data: Experiments, seen: tuple[Tensor
 def approximated(networks: Networks, model: Model, data: Experiments, reading: Reading) -> Laplace:
     """The normal approximation about the mode of each data set.
 
-    The search starts from the medians of the point head and a few draws given the context.
+    The search starts from the medians of the point head and draws given the context.
     """
     median = networks.points(reading)[..., QUANTILES.index(0.5)]
     with seeded(0):

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ampost.errors import FileError
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 
 
 def save(path: str | Path, kind: str, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:

@@ -1,8 +1,9 @@
 """Where a posterior is and how wide: its mode in z by Gauss-Newton steps, and the information there.
 
-Many data sets at once, each from its own start. The information is that of the noise about its centre and its
-width (by differences along each coordinate of z), plus one for the prior. A density learnt in coordinates where
-this normal approximation is standard normal has little left to learn.
+Many data sets at once, each from its own starts. The information is that of the noise about its centre and its
+width (by small steps along each coordinate of z, through the solver's own sensitivities where it has them),
+plus one for the prior. A density learnt in coordinates where this normal approximation is standard normal has
+little left to learn.
 """
 
 from __future__ import annotations
@@ -15,18 +16,20 @@ from torch import Tensor
 from ampost.accuracy import located
 from ampost.experiments import Experiments
 from ampost.model import Model
-from ampost.ode.problem import OdeProblem, Solver, Trajectory
-from ampost.passes import Holding, idle, noise_of, total
+from ampost.ode.problem import OdeProblem, Solver, Tangential, Trajectory
+from ampost.passes import Holding, noise_of, total
 from ampost.program import recording
 
-STEP = 1e-3  # of a difference, in z
-LENGTHS = (0.0, 0.05, 0.2, 0.5, 1.0)  # of a step that are tried
+NEAR = 1e-6  # step of a difference in z, where the solver answers to first order
+APART = 1e-3  # elsewhere, both ways: errors of solvers must be small beside it
+LENGTHS = (0.05, 0.2, 0.5)  # of a step that are tried where the whole one gains too little
+GAINED = 0.2  # share of what a whole step should gain that is enough
 FURTHEST = 1.0  # that a step goes in a coordinate of z
 DAMPED = 0.01  # the first damping of a row that no length takes further; ten times as much each time after
 CLOSE = 1e-3  # decrement of the log joint below which a row is done
-FEW = 4  # steps from each of several starts, before the best goes on
-LOOKED = 16  # data sets that are looked at for what the ODEs depend on
-MEMORY = 2_000_000  # numbers of a trajectory's states held at once
+PROMISING = 3  # of many starts
+FEW = 4  # steps from each of them, before the best goes on
+MEMORY = 8_000_000  # numbers of a trajectory's states held at once
 
 
 @dataclass(frozen=True)
@@ -59,14 +62,24 @@ class Laplace:
 
 
 def highest(model: Model, data: Experiments, starts: Tensor) -> Laplace:
-    """As `laplace`, from several starts (start, dataset, z): a few steps from each, then from the best."""
+    """As `laplace`, from several starts (start, dataset, z).
+
+    A few steps are taken from each of the most promising, by their log joint, and then more from the best.
+    """
     data = data if data.batch else data.unsqueezed(1)
     number, count, size = starts.shape
+    solves = 0
+    if number > PROMISING:
+        rows = torch.arange(count).split(_room(data, number))
+        heights = [_evaluated(model, starts[:, part].double(), data.at(part), model.solver)[0] for part in rows]
+        best = torch.cat(heights, 1).topk(PROMISING, 0).indices
+        starts = starts.gather(0, best[..., None].expand(-1, -1, size))
+        solves, number = number * count, PROMISING
     tried = laplace(model, data.at(torch.arange(count).repeat(number)), starts.reshape(-1, size), FEW)
-    best = tried.height.reshape(number, count).argmax(0)
-    chosen = tried.mode.reshape(starts.shape)[best, torch.arange(count)]
+    first = tried.height.reshape(number, count).argmax(0)
+    chosen = tried.mode.reshape(starts.shape)[first, torch.arange(count)]
     found = laplace(model, data, chosen)
-    return replace(found, solves=found.solves + tried.solves)
+    return replace(found, solves=found.solves + tried.solves + solves)
 
 
 def laplace(model: Model, data: Experiments, start: Tensor, most: int = 12) -> Laplace:
@@ -76,10 +89,10 @@ def laplace(model: Model, data: Experiments, start: Tensor, most: int = 12) -> L
     fails at the start, the start stays, with the information of the prior.
     """
     data = data if data.batch else data.unsqueezed(1)
-    moving = _moving(model, data)
-    slots = data.count * data.times.shape[-1] * (1 + len(LENGTHS) + 2 * int(moving.sum()))
-    rows = torch.arange(len(start)).split(max(1, MEMORY // (8 * slots)))
-    parts = [_found(model, data.at(part), start[part].double(), moving, most) for part in rows]
+    size = start.shape[-1]
+    slope = _slopes(model, data, size)
+    rows = torch.arange(len(start)).split(_room(data, 1 + len(slope.shifts)))
+    parts = [_found(model, data.at(part), start[part].double(), slope, most) for part in rows]
     return Laplace(
         torch.cat([p.mode for p in parts]),
         torch.cat([p.factor for p in parts]),
@@ -89,7 +102,12 @@ def laplace(model: Model, data: Experiments, start: Tensor, most: int = 12) -> L
     )
 
 
-def _found(model: Model, data: Experiments, start: Tensor, moving: Tensor, most: int) -> Laplace:
+def _room(data: Experiments, draws: int) -> int:
+    """Data sets at once, with so many draws of each."""
+    return max(1, MEMORY // (8 * draws * data.count * data.times.shape[-1]))
+
+
+def _found(model: Model, data: Experiments, start: Tensor, slope: _Slopes, most: int) -> Laplace:
     z, solves = start.clone(), 0
     count, size = z.shape
     score, height = torch.zeros_like(z), torch.full((count,), -torch.inf, dtype=z.dtype)
@@ -97,11 +115,9 @@ def _found(model: Model, data: Experiments, start: Tensor, moving: Tensor, most:
     decrement = torch.full((count,), torch.inf, dtype=z.dtype)
     damping = torch.zeros(count, dtype=z.dtype)
     active = torch.arange(count)
-    lengths = torch.tensor(LENGTHS, dtype=z.dtype)
     for k in range(most + 1):
-        here = data.at(active)
-        height[active], score[active], information[active] = _slope(model, z[active], here, moving)
-        solves += len(active) * (1 + 2 * int(moving.sum()))
+        height[active], score[active], information[active] = slope(z[active], data.at(active))
+        solves += slope.solves * len(active)
         gain = 0.5 * (score[active] * _solved(information[active], score[active])).sum(-1)
         decrement[active] = torch.where(torch.isfinite(height[active]), gain, torch.inf)
         active = active[(decrement[active] > CLOSE) & torch.isfinite(height[active])]
@@ -111,17 +127,33 @@ def _found(model: Model, data: Experiments, start: Tensor, moving: Tensor, most:
             damping[active, None] * information[active].diagonal(dim1=-2, dim2=-1)
         )
         step = _solved(damped, score[active]).clamp(-FURTHEST, FURTHEST)
-        tried = z[active] + lengths[:, None, None] * step
-        value = _evaluated(model, tried, data.at(active))[0]
-        solves += tried.shape[0] * tried.shape[1]
-        best = value.argmax(0)
-        z[active] = tried[best, torch.arange(len(active))]
+        hoped = (step * score[active]).sum(-1) - 0.5 * torch.einsum("na,nab,nb->n", step, damped, step)
+        z[active], length, tries = _along(model, data.at(active), z[active], height[active], step, hoped)
+        solves += tries
         stuck = (10 * damping[active]).clamp(min=DAMPED)
-        damping[active] = torch.where(best == 0, stuck, 0.1 * damping[active])
+        damping[active] = torch.where(length == 0, stuck, 0.1 * damping[active])
     factor, failed = torch.linalg.cholesky_ex(information)
     known = (failed == 0) & torch.isfinite(factor).all(-1).all(-1)
     factor = torch.where(known[:, None, None], factor, torch.eye(size, dtype=z.dtype))
     return Laplace(z, factor, torch.where(known, decrement, torch.inf), height, solves)
+
+
+def _along(
+    model: Model, data: Experiments, z: Tensor, height: Tensor, step: Tensor, hoped: Tensor
+) -> tuple[Tensor, Tensor, int]:
+    """The best place on the way of each step, how much of it was taken, and the solves.
+
+    The whole step is taken where it gains a fair share of what is hoped for; else shorter ones are tried too.
+    """
+    whole = _evaluated(model, (z + step)[None], data, model.solver)[0][0]
+    length = torch.ones_like(height)
+    poor = (~(whole - height >= GAINED * hoped)).nonzero()[:, 0]
+    if len(poor):
+        lengths = torch.tensor((0.0, *LENGTHS, 1.0), dtype=z.dtype)
+        between = z[poor] + lengths[1:-1, None, None] * step[poor]
+        tried = _evaluated(model, between, data.at(poor), model.solver)[0]
+        length[poor] = lengths[torch.cat([height[None, poor], tried, whole[None, poor]]).argmax(0)]
+    return z + length[:, None] * step, length, len(z) + len(LENGTHS) * len(poor)
 
 
 def _solved(matrix: Tensor, right: Tensor) -> Tensor:
@@ -130,40 +162,74 @@ def _solved(matrix: Tensor, right: Tensor) -> Tensor:
     return found.nan_to_num(0.0, 0.0, 0.0)
 
 
-def _slope(model: Model, z: Tensor, data: Experiments, moving: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Log joint (dataset,), its gradient (dataset, z) and information (dataset, z, z) at z (dataset, z)."""
-    count, size = z.shape
-    shifts = torch.eye(size, dtype=z.dtype)[:, None] * STEP
-    record = recording()
-    with record:
-        moved = _evaluated(model, torch.cat([z[None], z + shifts[moving], z - shifts[moving]]), data)
-    first, centre, width, known = moved
-    joint = torch.zeros(size, count, dtype=z.dtype)
-    slopes = z.new_zeros(2, size, count, centre.shape[-1])
-    kept = [(moving, [v[1:] for v in moved[:3]])]
-    if not bool(moving.all()):
-        both = torch.cat([z + shifts[~moving], z - shifts[~moving]])
-        kept.append((~moving, list(_evaluated(model, both, data, _repeating(record.solved))[:3])))
-    for chosen, (value, where, wide) in kept:
-        up, down = slice(0, len(value) // 2), slice(len(value) // 2, None)
-        joint[chosen] = (value[up] - value[down]) / (2 * STEP)
-        slopes[0, chosen] = (where[up] - where[down]) / (2 * STEP) / width[0]
-        slopes[1, chosen] = 2**0.5 * (wide[up].log() - wide[down].log()) / (2 * STEP)
-    slopes = torch.where(known, slopes, 0.0).nan_to_num(0.0, 0.0, 0.0)
-    information = torch.einsum("kanp,kbnp->nab", slopes, slopes) + torch.eye(size, dtype=z.dtype)
-    good = torch.isfinite(information).all(-1).all(-1) & torch.isfinite(first[0])
-    information = torch.where(good[:, None, None], information, torch.eye(size, dtype=z.dtype))
-    return first[0], joint.nan_to_num(0.0, 0.0, 0.0).T, information
+@dataclass(frozen=True)
+class _Slopes:
+    """Log joint (dataset,), its gradient (dataset, z) and information (dataset, z, z) at z (dataset, z).
+
+    `shifts` (shift, 1, z) are along each coordinate of z, and then back where differences go both ways;
+    `solves` is what a data set takes.
+    """
+
+    model: Model
+    solver: Solver
+    shifts: Tensor
+    solves: int
+
+    def __call__(self, z: Tensor, data: Experiments) -> tuple[Tensor, Tensor, Tensor]:
+        size = z.shape[-1]
+        places = torch.cat([z[None], z + self.shifts])
+        joint, centre, width, known = _evaluated(self.model, places, data, self.solver)
+        up, down = slice(1, 1 + size), slice(1 + size, None)
+        if len(self.shifts) == size:
+            down = slice(0, 1)
+        run = float(self.shifts.abs().sum()) / size
+
+        def slope(value: Tensor) -> Tensor:
+            return (value[up] - value[down]) / run
+
+        apart = torch.stack([slope(centre) / width[0], 2**0.5 * slope(width.log())])
+        apart = torch.where(known, apart, 0.0).nan_to_num(0.0, 0.0, 0.0)
+        flat = apart.permute(2, 1, 0, 3).flatten(2)
+        information = flat @ flat.mT + torch.eye(size, dtype=z.dtype)
+        good = torch.isfinite(information).all(-1).all(-1) & torch.isfinite(joint[0])
+        information = torch.where(good[:, None, None], information, torch.eye(size, dtype=z.dtype))
+        return joint[0], slope(joint).nan_to_num(0.0, 0.0, 0.0).T, information
+
+
+def _slopes(model: Model, data: Experiments, size: int) -> _Slopes:
+    """How slopes are taken: to first order by the solver where it can, by differences both ways elsewhere."""
+    unit = torch.eye(size, dtype=torch.float64)[:, None]
+    solver, answered = _tangent(model.solver)
+    with recording() as record:
+        _evaluated(model, torch.cat([0 * unit[:1], NEAR * unit]), data.at(slice(0, 1)), solver)
+    if len(record.solved) == len(answered):
+        return _Slopes(model, solver, NEAR * unit, 1)
+    return _Slopes(model, model.solver, torch.cat([APART * unit, -APART * unit]), 1 + 2 * size)
+
+
+def _tangent(solver: Solver) -> tuple[Solver, list[OdeProblem]]:
+    """A solver that answers close draws by tangents where it can, and the problems it could do so for."""
+    answered: list[OdeProblem] = []
+
+    def answer(problem: OdeProblem) -> Trajectory:
+        found = solver.tangent(problem) if isinstance(solver, Tangential) else None
+        if found is None:
+            return solver(problem)
+        answered.append(problem)
+        return found
+
+    return answer, answered
 
 
 def _evaluated(
-    model: Model, z: Tensor, data: Experiments, solver: Solver | None = None
+    model: Model, z: Tensor, data: Experiments, solver: Solver
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """At z (draw, dataset, z): log joint (draw, dataset), centres, widths (draw, dataset, point), what counts.
 
-    Points are those of all channels. What is censored does not count, nor does the width of counts.
+    Points are those of all channels that any data set has. What is censored does not count, nor does the width
+    of counts.
     """
-    holding = Holding(model.solver if solver is None else solver, hold=False)
+    holding = Holding(solver, hold=False)
     with torch.no_grad():
         run = model.run(z, data, holding)
     lead = tuple(z.shape[:-1])
@@ -176,52 +242,10 @@ def _evaluated(
     for name, noise in run.noises.items():
         channel = data.channels[name]
         exact = channel.mask if channel.censoring is None else channel.mask & (channel.censoring == 0)
-        centre, width = (v.flatten(2) for v in located(noise, shape))
+        used = exact.flatten(1).any(0).nonzero()[:, 0]
+        centre, width = (v.flatten(2).index_select(2, used) for v in located(noise, shape))
         centres.append(centre)
         widths.append(width)
-        discrete = noise_of(noise).support.is_discrete
-        known.append(torch.stack([exact, exact & (not discrete)]).flatten(2))
+        exact = exact.flatten(1).index_select(1, used)
+        known.append(torch.stack([exact, exact & (not noise_of(noise).support.is_discrete)]))
     return joint, torch.cat(centres, -1), torch.cat(widths, -1), torch.cat(known, -1)[:, None]
-
-
-def _repeating(solved: list[tuple[OdeProblem, Trajectory]]) -> Solver:
-    """Answers with the first draw of trajectories already found, whatever the draw."""
-    of = {problem.name: trajectory for problem, trajectory in solved}
-
-    def answer(problem: OdeProblem) -> Trajectory:
-        held = of[problem.name]
-        return replace(held, states=held.states[:1], status=held.status[:1], reached=None, ended=None)
-
-    return answer
-
-
-def _moving(model: Model, data: Experiments) -> Tensor:
-    """Which coordinates of z (z,) the ODEs depend on; those of the noise alone need no solve."""
-    size = model.z_size(data.count)
-    places = torch.randn(3, size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    return torch.stack([_moving_at(model, data, place) for place in places]).any(0)
-
-
-def _moving_at(model: Model, data: Experiments, place: Tensor) -> Tensor:
-    """The same at one place (z,)."""
-    size = len(place)
-    z = place.repeat(1 + size, 1, 1)
-    z[1:, 0] += torch.eye(size, dtype=torch.float64)
-    z = z.expand(-1, min(LOOKED, data.batch[0]), -1)
-    first = data.at(slice(0, LOOKED))
-    asked: list[OdeProblem] = []
-
-    def still(problem: OdeProblem) -> Trajectory:
-        asked.append(problem)
-        return idle(problem)
-
-    with torch.no_grad():
-        model.run(z, first, still)
-    moves = torch.zeros(size, dtype=torch.bool)
-    for problem in asked:
-        held = [*problem.initial.values(), *problem.parameters.values()]
-        held += [problem.doses.time, problem.doses.amount, problem.doses.duration]
-        for value in held:
-            if value.dim() and value.shape[0] == 1 + size:
-                moves |= (value[1:] != value[:1]).flatten(1).any(-1)
-    return moves

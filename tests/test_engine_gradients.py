@@ -32,7 +32,7 @@ from ampost import (
 )
 from ampost.errors import OdeError
 from ampost.ode import compiled
-from ampost.ode.problem import Trajectory
+from ampost.ode.problem import OdeProblem, Trajectory
 from ampost.zoo import ecoli_fed_batch as ecoli
 
 __all__ = ["double"]
@@ -214,3 +214,88 @@ def test_looks_after_doses_have_their_own_gradients(make: Make) -> None:
     ours = torch.autograd.grad((weights * y.A[0]).sum(), (start, rate, amount))
     expected = torch.autograd.grad((weights * exact).sum(), (start, rate, amount))
     torch.testing.assert_close(ours, expected, rtol=1e-6, atol=0)
+
+
+def near(size: int) -> Tensor:
+    """No shift, and one along each of `size` numbers: (draw, size)."""
+    return torch.cat([torch.zeros(1, size), 1e-6 * torch.eye(size)])
+
+
+def shifted(function: Callable[..., Trajectory], at: Tensor, solver: Any) -> Tensor:
+    """Slopes (number, time, state) of a trajectory by each number of `at`, from draws close together."""
+    with answering(solver):
+        y = function(*(at + near(len(at)))[..., None, None].unbind(1))
+    assert y.states.shape[0] == len(at) + 1
+    return (y.states[1:, 0] - y.states[0, 0]) / 1e-6
+
+
+def each_dosed(lag: Tensor, f: Tensor, dose: Tensor, duration: Tensor, ka: Tensor) -> Trajectory:
+    """`dosed` for draws: numbers are (draw, 1, 1)."""
+    amount = torch.cat([torch.full_like(dose, 2.0), torch.ones_like(dose), dose], -1)
+    lengths = torch.cat([0 * duration, 0 * duration, duration], -1)
+    doses = replace(COURSE, amount=amount, duration=lengths).delayed(lag).scaled(f)
+    rates = {"ka": ka, "ke": 0.1}
+    return odeint(compartment, {"depot": 0.0, "central": 0.0}, rates, on(SEEN), doses=doses)
+
+
+@every_compiled
+def test_draws_close_together_are_answered_to_first_order(make: Make) -> None:
+    solver = make(rtol=1e-10, atol=1e-13)
+    asked: list[int] = []
+
+    def tangent(problem: OdeProblem) -> Trajectory:
+        found = solver.tangent(problem)
+        assert found is not None
+        asked.append(1)
+        return found
+
+    at = real([0.2, 0.8, 3.0, 2.0, 1.5])
+    ours = shifted(each_dosed, at, tangent)
+    assert asked == [1]
+
+    def exact(values: Tensor) -> Tensor:
+        lag, f, dose, duration, ka = values
+        return torch.stack(compartment_solution(real([SEEN]), ka, real(0.1), lag, f, dose, duration), -1)[0]
+
+    expected = torch.autograd.functional.jacobian(exact, at).movedim(-1, 0)
+    torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_a_tangent_of_a_failed_row_is_not_finite() -> None:
+    problems: list[OdeProblem] = []
+
+    def first(problem: OdeProblem) -> Trajectory:
+        problems.append(problem)
+        return Compiled()(problem)
+
+    start = real([[[1.0], [1.0]]]) + near(1)[..., None]
+    with answering(first):
+        odeint(
+            lambda t, y, p: {"A": p.k * y.A**2}, {"A": start}, {"k": real([[2.0], [0.1]])}, on([[0.1, 1.0]] * 2)
+        )
+    found = Compiled().tangent(problems[0])
+    assert found is not None
+    assert found.status[:, 0].ne(0).all()
+    assert found.status[:, 1].eq(0).all()
+    assert bool(torch.isnan(found.states[:, 0, 1]).all())
+    assert bool(torch.isfinite(found.states[:, 1]).all())
+
+
+def test_tangents_of_few_rows_at_a_time_are_those_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    problems: list[OdeProblem] = []
+
+    def first(problem: OdeProblem) -> Trajectory:
+        problems.append(problem)
+        return Compiled()(problem)
+
+    start = real([[1.0], [2.0], [3.0]]) + near(1)[..., None]
+    with answering(first):
+        odeint(decay, {"A": start}, {"k": 0.3 + near(1).flip(0)[..., None]}, on([[0.1, 0.5, 1.0, 2.0]] * 3))
+    whole = Compiled().tangent(problems[0])
+    monkeypatch.setattr(compiled, "STORED", 8)  # two numbers at four looks: one row
+    parts = Compiled().tangent(problems[0])
+    assert whole is not None
+    assert parts is not None
+    assert torch.equal(whole.states, parts.states)
+    monkeypatch.setattr(compiled, "STORED", 7)  # not even one
+    assert Compiled().tangent(problems[0]) is None

@@ -1,13 +1,15 @@
 """The normal approximation about the mode: against closed forms, and where there is nothing to find."""
 
+from dataclasses import replace
+
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 
-from ampost import Design, Experiments, Looks, Model, observe, odeint
+from ampost import Compiled, Design, Experiments, Looks, Model, answering, observe, odeint
 from ampost.laplace import highest, laplace
-from ampost.ode.problem import OdeProblem, Trajectory
+from ampost.ode.problem import Trajectory
 from ampost.ode.solvers import default
 
 TIMES = (0.0, 0.5, 1.0, 2.0, 3.0)
@@ -65,19 +67,49 @@ def test_most_modes_of_kinetics_are_found(kinetics: Model) -> None:
     assert float((found.height > truth).double().mean()) > 0.9
 
 
-def test_the_noise_alone_needs_no_solve(kinetics: Model) -> None:
-    rows = []
+def test_sensitivities_and_differences_agree(kinetics: Model) -> None:
+    drawn = kinetics.simulate(20, 3)
+    plain = replace(kinetics, solver=lambda problem: Compiled(rtol=1e-10, atol=1e-12)(problem))
+    found = laplace(kinetics, drawn.experiments, drawn.z, most=0)
+    slow = laplace(plain, drawn.experiments, drawn.z, most=0)
+    assert found.solves == 20  # sensitivities come with the solve
+    assert slow.solves == 20 * 7  # the place itself, and three parameters moved up and down
+    torch.testing.assert_close(found.height, slow.height, atol=1e-3, rtol=1e-6)
+    torch.testing.assert_close(found.decrement, slow.decrement, atol=1e-2, rtol=1e-3)
+    torch.testing.assert_close(found.factor, slow.factor, atol=1e-2, rtol=1e-3)
 
-    def counting(problem: OdeProblem) -> Trajectory:
-        answer = default()(problem)
-        rows.append(answer.status.shape[0])
-        return answer
 
-    counted = Model(kinetics.program, kinetics.design, kinetics.units, solver=counting)
-    data = kinetics.simulate(1, 3).experiments
-    rows.clear()
-    laplace(counted, data, torch.zeros(1, 3), most=0)
-    assert rows == [5]  # the place itself, and two parameters of three moved up and down
+def test_a_program_that_names_its_own_solver_is_moved_further(kinetics: Model) -> None:
+    single = answering(lambda problem: rounded(default()(problem)))(kinetics.program)
+    named = Model(single, kinetics.design, kinetics.units)
+    drawn = kinetics.simulate(20, 3)
+    found = laplace(named, drawn.experiments, drawn.z, most=0)
+    exact = laplace(kinetics, drawn.experiments, drawn.z, most=0)
+    assert found.solves == 20 * 7
+    torch.testing.assert_close(found.factor, exact.factor, atol=0.1, rtol=0.02)
+
+
+def rounded(trajectory: Trajectory) -> Trajectory:
+    """As a network in single precision would answer."""
+    return replace(trajectory, states=trajectory.states.float().double())
+
+
+def test_many_starts_find_modes_that_one_misses() -> None:
+    """A wave whose phase has wrong modes: the start at the most promising of many draws finds the right one."""
+
+    def program(experiments: Experiments) -> None:
+        phase = pyro.sample("phase", dist.Normal(0.0, 1.0))
+        observe("y", dist.Normal(torch.sin(8 * phase * experiments.times), 0.1), experiments)
+
+    model = Model(program, Design({"y": Looks(TIMES, (5, 5))}, {}, (1, 1), 3.5))
+    drawn = model.simulate(40, 0)
+    truth = model.log_joint(drawn.z[None], drawn.experiments)[0]
+    starts = torch.randn(200, 40, 1, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    one = laplace(model, drawn.experiments, starts[0])
+    many = highest(model, drawn.experiments, starts)
+    assert float((one.height > truth - 1).double().mean()) < 0.5
+    assert float((many.height > truth - 1).double().mean()) > 0.9
+    assert many.solves >= 200 * 40
 
 
 def test_what_data_cannot_tell_apart_is_no_failure() -> None:

@@ -21,7 +21,7 @@ from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, get_
 from ampost.errors import OdeError
 from ampost.ode import kernels
 from ampost.ode.eager import Eager
-from ampost.ode.edges import edges_of
+from ampost.ode.edges import Edges, edges_of
 from ampost.ode.functions import Functions, functions_of
 from ampost.ode.methods import Method, rodas, tsitouras
 from ampost.ode.problem import OdeProblem, Rows, Trajectory, check, flatten
@@ -75,6 +75,25 @@ class Compiled:
             return Eager(self.rtol, self.atol, self.max_steps)(problem)
         return rows.unflatten(tuple(problem.initial), *_solve(self, functions, rows))
 
+    def tangent(self, problem: OdeProblem) -> Trajectory | None:
+        """The trajectories of the first draw, and those of the others to first order about them.
+
+        Draws are the leftmost axis, and are to lie close together: one solve with sensitivities in place of as
+        many solves as there are draws. None where draws have times of their own, or there is no compiled form,
+        or one row has more sensitivities than are kept.
+        """
+        check(problem)
+        rows = flatten(problem)
+        times = problem.experiments.times
+        if (times.dim() > len(rows.batch) and times.shape[0] > 1) or times.dtype != torch.float64:
+            return None
+        functions = functions_of(problem, rows) if rows.times.device.type == "cpu" else None
+        if functions is None:
+            return None
+        with torch.no_grad():
+            found = _nearby(self, functions, rows)
+        return None if found is None else rows.unflatten(tuple(problem.initial), *found)
+
 
 @dataclass(frozen=True)
 class _Job:
@@ -106,13 +125,7 @@ class _Job:
 
 def _solve(solver: Compiled, functions: Functions, rows: Rows) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """States (row, time, state), status (row,), and time and state (row, state) at the end."""
-    times, after, order = rows.times.detach(), rows.after_dose, None
-    if truth(after.any()):  # behind those before the dose, at equal times
-        by_dose = torch.argsort(after.to(torch.int8), dim=1, stable=True)
-        order = by_dose.gather(1, torch.argsort(times.gather(1, by_dose), dim=1, stable=True))
-        times, after = times.gather(1, order), after.gather(1, order)
     edges = edges_of(rows, functions.events)
-    wide = _wide(rows)
     wanted = []
     if torch.is_grad_enabled():
         if rows.start.requires_grad:
@@ -127,17 +140,8 @@ def _solve(solver: Compiled, functions: Functions, rows: Rows) -> tuple[Tensor, 
             if value.requires_grad:  # not by breakpoints of inputs, which have no gradient
                 dosed = (edges.target.numpy() < rows.start.shape[1] + functions.events).any(0)
                 wanted += [(kind, int(k)) for k in np.flatnonzero(dosed)]
-    job = _Job(
-        solver,
-        functions,
-        rows.start_time,
-        np.ascontiguousarray(times.numpy()),
-        np.ascontiguousarray(after.numpy()),
-        np.ascontiguousarray(edges.target.numpy()),
-        order,
-        tuple(wanted),
-    )
-    inputs = (rows.start, wide, edges.time, edges.jump, edges.rate)
+    job = _job(solver, functions, rows, edges, slice(None), tuple(wanted))
+    inputs = (rows.start, _wide(rows), edges.time, edges.jump, edges.rate)
     if get_proxy_mode() is not None:
         jobs[id(job)] = job
         with disable_proxy_modes_tracing():  # compiled before the operation runs, where gradients are known
@@ -145,6 +149,54 @@ def _solve(solver: Compiled, functions: Functions, rows: Rows) -> tuple[Tensor, 
                 functions.code(method, job.wanted)
         return solve(id(job), *inputs)[:4]  # type: ignore[no-any-return]
     return _Solution.apply(job, *inputs)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def _job(
+    solver: Compiled,
+    functions: Functions,
+    rows: Rows,
+    edges: Edges,
+    part: slice,
+    wanted: tuple[tuple[int, int], ...],
+) -> _Job:
+    """The job of some rows, with their times in order."""
+    times, after, order = rows.times[part].detach(), rows.after_dose[part], None
+    if truth(after.any()):  # behind those before the dose, at equal times
+        by_dose = torch.argsort(after.to(torch.int8), dim=1, stable=True)
+        order = by_dose.gather(1, torch.argsort(times.gather(1, by_dose), dim=1, stable=True))
+        times, after = times.gather(1, order), after.gather(1, order)
+    moments, late, target = (np.ascontiguousarray(v.numpy()) for v in (times, after, edges.target[part]))
+    return _Job(solver, functions, rows.start_time, moments, late, target, order, wanted)
+
+
+def _nearby(solver: Compiled, functions: Functions, rows: Rows) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
+    """As `_solve`: solved for the rows of the first draw alone, of which the others' are moved a little."""
+    draws, count = rows.batch[0], len(rows.start) // rows.batch[0]
+    edges = edges_of(rows, functions.events)
+    inputs = [
+        v.unflatten(0, (draws, count)) for v in (rows.start, _wide(rows), edges.time, edges.jump, edges.rate)
+    ]
+    apart = [torch.where(v == v[0], 0.0, v - v[0]) for v in inputs]  # times of no dose are infinite
+    moved = [(v != 0).flatten(0, 1).any(0).nonzero()[:, 0] for v in apart]
+    wanted = tuple((kind, int(k)) for kind, columns in enumerate(moved) for k in columns)
+    shifts = torch.cat([v[..., columns] for v, columns in zip(apart, moved, strict=True)], -1).movedim(0, 1)
+    room = STORED // (max(1, len(wanted)) * rows.times.shape[1] * rows.start.shape[1])
+    if not room:
+        return None
+    found = []
+    for first in range(0, count, room):
+        part = slice(first, min(first + room, count))
+        job = _job(solver, functions, rows, edges, part, wanted)
+        answer = _integrate(job, tuple(v[0, part] for v in inputs), None)
+        states = torch.from_numpy(answer.states).expand(draws, *answer.states.shape)
+        if answer.sensitivities is not None:
+            slopes = torch.from_numpy(answer.sensitivities).movedim(2, 1).flatten(2)
+            states = states + (shifts[part] @ slopes).movedim(1, 0).reshape(states.shape)
+        flat = job.unsorted(states.movedim(0, -1)).movedim(-1, 0)
+        others = (torch.from_numpy(v) for v in (answer.status, answer.reached, answer.ended))
+        found.append((flat, *(v.expand(draws, *v.shape) for v in others)))
+    states, status, reached, ended = (torch.cat(v, 1).flatten(0, 1) for v in zip(*found, strict=True))
+    return states, status, reached, ended
 
 
 def _wide(rows: Rows) -> Tensor:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 from types import SimpleNamespace, TracebackType
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -114,6 +114,13 @@ class Solver(Protocol):
     """Anything that answers an ODE problem: an integrator, a learned proxy, stored trajectories."""
 
     def __call__(self, problem: OdeProblem) -> Trajectory: ...
+
+
+@runtime_checkable
+class Tangential(Solver, Protocol):
+    """A solver that answers draws close to the first one to first order about it, in one solve."""
+
+    def tangent(self, problem: OdeProblem) -> Trajectory | None: ...
 
 
 @dataclass(frozen=True)
