@@ -86,7 +86,7 @@ class AttentionSet(DeepSet):
         groups, owner = mask.shape[:-1].numel(), there // mask.shape[-1]
         score = self.query(values)
         highest = score.new_full((groups, self.HEADS), -torch.inf)
-        highest = highest.index_reduce(0, owner, score.detach(), "amax")
+        highest = highest.scatter_reduce(0, owner[:, None].expand_as(score), score.detach(), "amax")
         weight = (score - highest.index_select(0, owner)).exp()
         heads = values.unflatten(1, (self.HEADS, -1)) * weight[..., None]
         over = weight.new_zeros(groups, self.HEADS).index_add(0, owner, weight).clamp(min=1e-12)
