@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import comb
 from typing import Any
@@ -17,29 +16,24 @@ from numpy.typing import NDArray
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from ampost import bank as banks
-from ampost import knots, plots
-from ampost.bank import Bank
-from ampost.errors import TrainingError
+from ampost import plots
+from ampost.costs import training_cost
 from ampost.experiments import INTERVAL, LEFT, RIGHT, Experiments
 from ampost.learning import Settings
 from ampost.model import Model
-from ampost.nets import DeepSet
 from ampost.ode.problem import Status
 from ampost.passes import Holding, noise_of
 from ampost.program import is_observation
 from ampost.results import unlimited
 from ampost.scales import Scaled, exact, suspect
 from ampost.seeds import derive
-from ampost.tokens import MOST, scaling_of, tokens
+from ampost.tokens import MOST
 from ampost.units import assumed
 from ampost.wording import account, mistaken, number, rescaled, schema
 
 Array = NDArray[np.float64]
 DRAWS, CHUNK = 1_000, 250
 SECONDS = 3.0  # for prior draws; where the solver is slow there are fewer of them
-TIMED = 256  # simulations that are timed, and rows of the batch
-DENSITY_STEP = 0.02  # seconds of a training step for one density, which is beside its data and embedding
 UNITS_SECONDS = 1.5  # for other units of times, conditions, doses, inputs and channels
 COVERED = 0.95  # the share of a channel's data in the 99 % band below which it is a concern
 MOSTLY = 0.8  # the share below which what lies outside is no matter of outliers
@@ -119,7 +113,7 @@ def check(model: Model, data: Experiments, seed: int = 0, settings: Settings | N
     concerns += _concerns(model, sizes, inside, outside, wrong)
     failures, regions, failed = _failures(model, drawn)
     read = tuple(tokens_of(record, e) for record in records for e in range(record.count) if record.live[e])
-    training, cost = _training(model, settings or Settings(), derive(seed, "training"))
+    training, cost = training_cost(model, settings or Settings(), derive(seed, "training"))
     shares = ", ".join(f"{name} {_percent(share)}" for name, share in inside.items())
     lines = [
         *(["Look at this first:", *(f"  - {said}" for said in concerns)] if concerns else []),
@@ -422,68 +416,5 @@ def tokens_of(record: Experiments, e: int) -> int:
     return sum(min(count, MOST) for count in counts)
 
 
-def _training(model: Model, settings: Settings, seed: int) -> tuple[float, str]:
-    """Estimated seconds of a training by `settings`, and how they come about."""
-    schedule = settings.schedule
-    try:
-        bank = banks.build(model, TIMED, derive(seed, "timed"), show=False)
-        began = time.perf_counter()
-        knots.drawn(model, TIMED, derive(seed, "timed"), bank.origin.knots)
-        rate = TIMED / (time.perf_counter() - began)
-    except TrainingError as error:
-        return float("inf"), f"Training is not possible: {error}"
-    densities = 1 + (model.design.experiments[1] if any(site.local for site in model.sites()) else 0)
-    density = DENSITY_STEP * densities
-    with _one_thread():
-        step = _step(model, bank, settings, derive(seed, "step")) + density
-    solving, learning = settings.simulations / rate, min(schedule.steps * step, schedule.seconds)
-    steps = f"{schedule.steps:,} steps of {1000 * step:.0f} ms at most {_duration(learning)}"
-    if learning < schedule.steps * step:
-        made = f"about {learning / step:,.0f} of {schedule.steps:,}"
-        steps = f"steps of {1000 * step:.0f} ms are made for {_duration(learning)}, {made}"
-    return solving + learning, (
-        f"Training takes about {_duration(solving + learning)} on this machine: "
-        f"{settings.simulations:,} simulations at {number(rate)} per second take {_duration(solving)}, "
-        f"{steps}. Measured by one thread on {TIMED} simulations and one batch; {1000 * density:.0f} ms a step "
-        f"are assumed for the density."
-    )
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """torch on one thread, as many as a training has at least."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-def _step(model: Model, bank: Bank, settings: Settings, seed: int) -> float:
-    """Seconds that the data and the embedding of one batch take, the best of a few."""
-    shard = bank.window(0, seed)
-    index = torch.randint(len(shard), (settings.batch,), generator=torch.Generator().manual_seed(seed))
-    channels = tuple(name for name in model.channels if name in model.design.channels)
-    sizes, network, taken = settings.architecture, None, [float("inf")]
-    while len(taken) <= 5 and sum(taken[1:]) < 0.8:
-        began = time.perf_counter()
-        looks = model.design.draw_looks(shard.protocols.at(index), derive(seed, "looks"))
-        drawn = model.simulate_at(shard.z[index], looks, derive(seed, "noise"), solver=shard.rows(index))
-        seen = tokens(drawn.experiments, scaling_of(channels, model.design, drawn.experiments))
-        if network is None:
-            network = DeepSet(seen[0].shape[-1], seen[2].shape[-1], sizes.width, sizes.context)
-        context, each = network(*seen)
-        (context.sum() + each.sum()).backward()
-        taken.append(time.perf_counter() - began)
-    return min(taken)
-
-
 def _percent(share: float) -> str:
     return f"{100 * share:.0f} %"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -60,6 +60,12 @@ class Architecture:
                 f"Architecture(pooling={self.pooling!r}): expected one of {', '.join(EMBEDDINGS)}"
             )
 
+    @classmethod
+    def suited(cls, parameters: int, channels: int) -> Architecture:
+        """The default sizes for a model of so many parameters and channels."""
+        width = 96
+        return cls(width=width)
+
 
 @dataclass(frozen=True)
 class Layout:

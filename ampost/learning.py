@@ -45,6 +45,7 @@ TRACED_EVERY = 4
 class Settings:
     """How an estimator is trained: ODE solves for the bank, the schedule, batch and networks.
 
+    Without an `architecture` the networks grow with the model, see `Architecture.suited`.
     `refining` adds a density about the mode (not where parameters differ between experiments); the schedule's
     seconds are shared by both. With a `proxy`, that is trained too, and `proxy_share` of the batches in the
     first 70 % of the schedule take new parameters through it. `reconstruction` trains a further head for the
@@ -54,7 +55,7 @@ class Settings:
     simulations: int = 20_000
     schedule: Schedule = field(default_factory=Schedule)
     batch: int = 256
-    architecture: Architecture = field(default_factory=Architecture)
+    architecture: Architecture | None = None
     refining: Refining | None = field(default_factory=Refining)
     proxy: ProxySettings | None = None
     proxy_share: float = 0.5
@@ -70,6 +71,12 @@ class Settings:
             raise EstimatorError(f"Settings(proxy_share={self.proxy_share}): expected a share, 0 to 1")
         if self.batch < 2:
             raise EstimatorError(f"Settings(batch={self.batch}): expected at least 2")
+
+    def sizes(self, model: Model) -> Architecture:
+        """The networks' sizes for a model."""
+        if self.architecture is not None:
+            return self.architecture
+        return Architecture.suited(sum(site.size for site in model.sites()), len(model.channels))
 
 
 @dataclass(frozen=True)
@@ -215,8 +222,9 @@ def train_estimator(
     good = (~held_out.failed).nonzero()[:, 0]
     z, data = held_out.z[good], held_out.experiments.at(good)
     scaling = scaling_of(model.channels, model.design, data)
+    sizes = settings.sizes(model)
     with seeded(derive(seed, "weights")):
-        networks = Networks(settings.architecture, scaling, Layout.of(model), settings.reconstruction)
+        networks = Networks(sizes, scaling, Layout.of(model), settings.reconstruction)
     source = (batches or Batches)(model, bank, settings, scaling, proxy, seed)
     seen = tokens(data, scaling)
 
@@ -245,7 +253,7 @@ def train_estimator(
         refined, solves = refine(
             model,
             networks,
-            settings.architecture,
+            sizes,
             scaling,
             refining,
             derive(seed, "refining"),
@@ -255,9 +263,7 @@ def train_estimator(
         )
         teaching = replace(teaching, solves=teaching.solves + solves)
     networks.eval()
-    return Estimator(
-        networks, settings.architecture, scaling, model.design, model.fingerprint(), report, teaching, refined
-    )
+    return Estimator(networks, sizes, scaling, model.design, model.fingerprint(), report, teaching, refined)
 
 
 def _losses(model: Model, proxy: Proxy | None) -> Any:  # noqa: ANN401 - a loss for `fit`

@@ -17,6 +17,7 @@ from ampost import (
     Experiments,
     Input,
     Model,
+    Refining,
     Schedule,
     Settings,
     between,
@@ -166,9 +167,24 @@ def test_the_cost_is_that_of_the_settings(model: Model, data: Experiments) -> No
     settings = Settings(simulations=1_000, schedule=Schedule(steps=1_000_000, seconds=50.0))
     told = check(model, data, settings=settings)
     assert "1,000 simulations at" in str(told)
-    assert "are made for 50 s, about " in str(told)
-    assert " of 1,000,000." in str(told)
+    assert "50 s are given to training, which would take " in str(told)
+    assert "1,000,000 steps of " in str(told)
     assert 50.0 < told.seconds_of_training < 60.0
+
+
+def test_the_density_about_the_mode_is_part_of_the_cost(model: Model, data: Experiments) -> None:
+    plain, few, many = (
+        check(model, data, settings=Settings(1_000, Schedule(steps=100), refining=refining))
+        for refining in (
+            None,
+            Refining(1_000, Schedule(steps=100), 100),
+            Refining(200_000, Schedule(steps=100), 100),
+        )
+    )
+    assert "modes" not in str(plain)
+    assert "1,000 modes at" in str(few)
+    assert "200,000 modes at" in str(many)
+    assert plain.seconds_of_training < few.seconds_of_training < many.seconds_of_training
 
 
 def test_limits_of_detection_do_not_hide_a_wrong_unit(model: Model, data: Experiments) -> None:
