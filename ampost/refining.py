@@ -27,6 +27,7 @@ from ampost.training import FitReport, Schedule, fit, half_of_the_cores
 CHUNK = 500  # data sets approximated at once; chunk k is a function of (seed, k)
 LEAST = 1_000  # data sets, however little time there is
 HELD_OUT = 0.1  # their share to validate on
+SEARCH = 0.75  # the share of the time in which modes are sought; a search is slow, the density learns fast
 
 
 @dataclass(frozen=True)
@@ -74,13 +75,13 @@ def refine(
 ) -> tuple[FitReport, int]:
     """Give trained networks a density about the mode; the report of its training, and the ODE solves spent.
 
-    At most half of `seconds` go to the data sets. With a `checkpoint`, chunks of data sets are kept beside it.
+    Most of `seconds` go to the data sets. With a `checkpoint`, chunks of them are kept beside it.
     """
     with seeded(derive(seed, "weights")):
         refinement = networks.refine(sizes)
     began = time.monotonic()
     mark = _mark(networks)
-    lessons = _lessons(model, networks, scaling, settings, seed, mark, seconds / 2, checkpoint, show)
+    lessons = _lessons(model, networks, scaling, settings, seed, mark, SEARCH * seconds, checkpoint, show)
     count = len(lessons.scale)
     held_out = int(HELD_OUT * count)
 

@@ -21,7 +21,7 @@ from ampost import Design, Doses, Estimator, Experiments, Model, between, observ
 from ampost.errors import EstimatorError
 from ampost.estimator import Architecture
 from ampost.inference import Settings, train
-from ampost.nets import DeepSet
+from ampost.nets import EMBEDDINGS
 from ampost.plans import DosePlan, Looks
 from ampost.refining import Refining
 from ampost.stacking import stack
@@ -417,9 +417,10 @@ def test_a_channel_that_was_not_measured_gives_no_tokens(pharmacy: tuple[Model, 
     assert torch.equal(live, everything[3])
 
 
-def test_an_untrained_network_is_invariant_too() -> None:
+@pytest.mark.parametrize("pooling", EMBEDDINGS)
+def test_an_untrained_network_is_invariant_too(pooling: str) -> None:
     torch.manual_seed(0)
-    embedding = DeepSet(token=5, conditions=2, width=8, context=4)
+    embedding = EMBEDDINGS[pooling](token=5, conditions=2, width=8, context=4)
     features, mask = torch.randn(1, 3, 4, 5), torch.rand(1, 3, 4) < 0.7
     conditions, live = torch.randn(1, 3, 2), torch.tensor([[True, True, False]])
     context, _ = embedding(features, mask, conditions, live)
@@ -427,6 +428,44 @@ def test_an_untrained_network_is_invariant_too() -> None:
     torch.testing.assert_close(embedding(noise, mask, conditions, live)[0], context, **CLOSE)
     other = torch.where(live[..., None], conditions, -50.0)
     torch.testing.assert_close(embedding(features, mask, other, live)[0], context, **CLOSE)
+
+
+@pytest.mark.parametrize("pooling", EMBEDDINGS)
+def test_no_measurement_at_all_has_a_finite_context_and_gradient(pooling: str) -> None:
+    torch.manual_seed(0)
+    embedding = EMBEDDINGS[pooling](token=5, conditions=2, width=8, context=4)
+    features = torch.randn(2, 1, 4, 5, requires_grad=True)
+    mask = torch.tensor([[[True, True, False, True]], [[False] * 4]])
+    context, _ = embedding(features, mask, torch.zeros(2, 1, 2), torch.ones(2, 1).bool())
+    context.square().sum().backward()
+    assert bool(torch.isfinite(context).all())
+    assert features.grad is not None
+    assert bool(torch.isfinite(features.grad).all())
+    assert not bool(features.grad[1].any())
+
+
+def test_attention_gives_each_token_a_weight_of_its_own() -> None:
+    """A mean of tokens does not change where each of them is there twice; one token more weighs in on it."""
+    torch.manual_seed(0)
+    embedding = EMBEDDINGS["attention"](token=5, conditions=0, width=16, context=4)
+    features = torch.randn(1, 1, 6, 5)
+    twice = torch.cat([features, features], 2)
+    inner = embedding.pool(features, torch.ones(1, 1, 6).bool())
+    again = embedding.pool(twice, torch.ones(1, 1, 12).bool())
+    torch.testing.assert_close(inner[..., :-1], again[..., :-1], **CLOSE)  # the last one counts
+    mean, attended = inner[..., :16], inner[..., 16:32]
+    assert not torch.allclose(mean, attended, atol=1e-3)
+
+
+def test_sizes_grow_with_the_model_and_wrong_ones_are_refused() -> None:
+    small, large = Architecture.suited(3, 1), Architecture.suited(40, 10)
+    assert small == Architecture()
+    assert (large.width, large.context, large.hidden) == (160, 160, 160)
+    assert Architecture.suited(1_000, 100).width == 192
+    with pytest.raises(EstimatorError, match=r"pooling='max'.*mean, attention"):
+        Architecture(pooling="max")
+    with pytest.raises(EstimatorError, match=r"width=20.*multiple of 8"):
+        EMBEDDINGS["attention"](token=5, conditions=0, width=20, context=4)
 
 
 def test_no_feature_of_a_token_is_large_even_of_constants_and_far_data() -> None:

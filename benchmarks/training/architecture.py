@@ -146,7 +146,8 @@ def matched(model: Model, bank: Bank, layers: int, hidden: int, seconds: float) 
     scaling = scaling_of(model.channels, model.design, data)
     torch.manual_seed(0)
     module = Matching(scaling, z.shape[1], layers, hidden)
-    batches = learns.Batches(model, bank, Settings(BANK, schedule, BATCH, BASE, None), scaling, None, 0)
+    settings = Settings(BANK, Schedule(), BATCH, BASE, None)
+    batches = learns.Batches(model, bank, settings, scaling, None, 0)
     seen = tokens(data, scaling)
 
     def loss(networks: Matching, part: learns.Part, done: float) -> Tensor:
