@@ -2,7 +2,8 @@
 
 Run: python benchmarks/training/estimators.py MODEL --seconds 60 [--datasets 1000] [--plain] [--file FILE]
 MODEL is michaelis_menten, lotka_volterra or ecoli_fed_batch; --plain leaves out the density about the mode;
-FILE is an estimator that `ampost train` made, to be measured in place of a new one. It prints losses, whether every PIT stays inside its band, the plain importance efficiency from 10,000 draws for
+FILE is an estimator that `ampost train` made, to be measured in place of a new one.
+It prints losses, whether every PIT stays inside its band, the plain importance efficiency from 10,000 draws for
 each of 60 data sets (and the real one of Hudson Bay), and times of draws. The learning curves go to
 docs/learning_MODEL.png.
 """
