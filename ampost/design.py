@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ampost import outside, plans
+from ampost.errors import DesignError
 from ampost.experiments import Channel, Experiments, Signals, no_doses
 from ampost.plans import DosePlan, InputPlan, Looks, Range
 from ampost.seeds import derive, seeded
@@ -42,6 +43,28 @@ class Design:
     after_dose: float = 0.0
     start: float = 0.0
     units: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.start <= self.horizon < float("inf"):
+            raise DesignError(
+                f"Design(start={self.start:g}, horizon={self.horizon:g}): expected a horizon that is finite "
+                f"and not before the start; set it to the end of the longest experiment"
+            )
+        low, high = self.experiments
+        if not 1 <= low <= high:
+            raise DesignError(
+                f"Design(experiments={self.experiments}): expected the least and the largest number of "
+                f"experiments in a data set, at least 1, as in (1, 3)"
+            )
+        for name, look in self.channels.items():
+            first, last = look.times[0], look.times[-1]
+            if first < self.start or last > self.horizon:
+                wrong, end = (first, "start") if first < self.start else (last, "horizon")
+                raise DesignError(
+                    f"channel {name!r} is looked at at time {wrong:g}, outside the design from start="
+                    f"{self.start:g} to horizon={self.horizon:g}, where no trajectory is; move the {end}, or "
+                    f"leave that time out"
+                )
 
     @classmethod
     def like(cls, data: Experiments, widen: float = 0.5) -> Design:

@@ -65,6 +65,11 @@ def scaling_of(channels: tuple[str, ...], design: Design, data: Experiments) -> 
         exact = channel.mask if channel.censoring is None else channel.mask & (channel.censoring == 0)
         values = channel.values[exact if bool(exact.any()) else channel.mask]
         values = values[torch.isfinite(values)]
+        if not len(values):
+            raise EstimatorError(
+                f"channel {name!r} has no finite value in {data.times.shape[0]} data sets drawn from the model "
+                f"and its design: look at its noise and trajectories (ampost simulate), or narrow the prior"
+            )
         values = values[:: 1 + len(values) // LARGEST]
         log = bool((values > 0).all())
         values = values.log() if log else values

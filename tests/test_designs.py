@@ -1,5 +1,6 @@
 """Designs: what is drawn agrees with the likelihood, data lie inside their own design, doses keep order."""
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -26,7 +27,7 @@ from ampost import (
 from ampost.bank import build
 from ampost.calibration import inside_band
 from ampost.checks import misfit
-from ampost.errors import DesignError, ExperimentError
+from ampost.errors import DesignError, EstimatorError, ExperimentError
 from ampost.inference import Settings
 from ampost.mcmc import smc
 from ampost.plans import dose_numbers
@@ -225,6 +226,22 @@ def test_data_that_no_parameters_explain_are_failed_by_infer_and_never_consisten
     assert nothing.stages == 0
 
 
+def planned(**other: Any) -> Design:
+    """A design with looks at times 1 and 2, changed by `other`."""
+    chosen: dict[str, Any] = {"experiments": (1, 1), "horizon": 2.0, **other}
+    return Design(channels={"C": Looks((1.0, 2.0), (1, 2))}, conditions={}, **chosen)
+
+
+def test_noise_that_is_never_finite_is_told_before_training() -> None:
+    def program(experiments: Experiments) -> None:
+        k = pyro.sample("k", dist.LogNormal(0.0, 1.0))
+        observe("C", dist.Normal(k * 1e300 * 1e300 + 0 * experiments.times, 0.1), experiments)
+
+    settings = Settings(100, Schedule(steps=5), batch=16)
+    with pytest.raises(EstimatorError, match=r"channel 'C' has no finite value in 2000 data sets"):
+        train(Model(program, planned()), settings, progress=False)
+
+
 @pytest.mark.parametrize(
     ("make", "words"),
     [
@@ -232,6 +249,15 @@ def test_data_that_no_parameters_explain_are_failed_by_infer_and_never_consisten
         (lambda: DosePlan("A", (2.0, 1.0), (1.0, 2.0)), r"time=.* is \(2.0, 1.0\), expected a range"),
         (lambda: Looks((), (1, 2)), r"times=\(\)\): expected at least one time"),
         (lambda: Looks((2.0, 1.0), (1, 2)), "in rising order"),
+        (
+            lambda: planned(horizon=1.5),
+            r"'C' is looked at at time 2, outside the design from start=0 to horizon=1.5",
+        ),
+        (lambda: planned(start=1.2), r"time 1, outside .* move the start, or leave that time out"),
+        (lambda: planned(horizon=-1.0), r"start=0, horizon=-1\): expected a horizon"),
+        (lambda: planned(horizon=math.inf), r"expected a horizon that is finite"),
+        (lambda: planned(experiments=(2, 1)), r"experiments=\(2, 1\)\): expected the least and the largest"),
+        (lambda: planned(experiments=(0, 1)), r"at least 1"),
         (lambda: Looks((1.0, 2.0), (1, 2), sd=0.1), r"sd=.* is 0.1, expected a range \(low, high\)"),
     ],
 )
