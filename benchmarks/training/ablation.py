@@ -30,7 +30,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from scores import efficiency
+from scores import TITLES, efficiency
 from torch import Tensor
 
 from ampost import Estimator, Model, Schedule, Settings
@@ -188,9 +188,7 @@ def draw() -> None:
                 middle = np.array([np.mean(at[n]) for n in sorted(at)])
                 ends = np.array([[np.min(at[n]), np.max(at[n])] for n in sorted(at)]).T
                 axis.errorbar(where, middle, np.abs(ends - middle), marker="o", ms=4, capsize=2, label=arm)
-        axis.set(
-            xscale="log", xlabel="ODE solves", ylabel="posterior loss (nats)", title=name.replace("_", " ")
-        )
+        axis.set(xscale="log", xlabel="ODE solves", ylabel="posterior loss (nats)", title=TITLES[name])
     axes[0, 0].legend(frameon=False)
     save(figure, DOCS / "ablation.png")
 

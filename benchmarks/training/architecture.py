@@ -27,7 +27,7 @@ import torch
 from sbi.inference.posteriors.vector_field_posterior import VectorFieldPosterior
 from sbi.neural_nets import posterior_flow_nn
 from scipy.stats import kstest
-from scores import best
+from scores import TITLES, best
 from torch import Tensor, nn
 
 from ampost import Estimator, Model, Schedule, Settings
@@ -203,11 +203,13 @@ def draw() -> None:
             inside = row["inside"] == "True"
             x, y = float(row["draws_per_second"]), float(row["loss"])
             axis.plot(x, y, "o", color="C0" if inside else "C3", mfc="C0" if inside else "none")
-            axis.annotate(row["networks"], (x, y), xytext=(5, 3), textcoords="offset points", fontsize=7)
+            flow = row["networks"] in {*list(NETWORKS)[5:], *MATCHED}
+            place = {"xytext": (6, 2), "ha": "left"} if flow else {"xytext": (-6, -3), "ha": "right"}
+            axis.annotate(row["networks"], (x, y), textcoords="offset points", fontsize=7, **place)
         axis.set(xscale="log", xlabel="draws with log densities per second", ylabel="posterior loss (nats)")
         seconds = next(row["seconds"] for row in rows if row["model"] == name)
-        axis.set_title(f"{name.replace('_', ' ')}, {float(seconds):.0f} s of one core (open: not calibrated)")
-        axis.margins(x=0.25, y=0.15)
+        axis.set_title(f"{TITLES[name]}, {float(seconds):.0f} s of one core (open: not calibrated)")
+        axis.margins(x=0.3, y=0.15)
     save(figure, DOCS / "architecture.png")
 
 

@@ -10,6 +10,11 @@ import torch
 from ampost import Estimator, Experiments, Model, importance
 
 DRAWS = 10_000
+TITLES = {
+    "michaelis_menten": "Michaelis-Menten",
+    "lotka_volterra": "Lotka-Volterra",
+    "ecoli_fed_batch": "E. coli fed-batch",
+}
 
 
 def efficiency(model: Model, estimator: Estimator, data: Experiments) -> float:
