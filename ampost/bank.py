@@ -103,7 +103,10 @@ class Bank:
 
     @property
     def solves(self) -> int:
-        """Rows that were simulated, those that failed included."""
+        """Trajectories that were simulated, those that failed included.
+
+        Each counts once, though it is integrated about four times to place its knots and to check them.
+        """
         return len(self) + self.failures
 
     @property
@@ -241,8 +244,9 @@ def _built(model: Model, rows: int, seed: int, folder: Path, show: bool | None) 
             left.unlink()  # what an interruption left
         origin = _begun(model, rows, seed, folder)
         sound = _sound(folder, origin, show)
-        there = next(k for k in range(len(sound) + 1) if k not in sound)
-        wanted = max(math.ceil(rows / origin.rows), there)
+        wanted = max(
+            math.ceil(rows / origin.rows), *(k + 1 for k in sound), 1
+        )  # none that is whole is left out
         if wanted != origin.shards:
             origin = replace(origin, shards=wanted)
             stored = {name: getattr(origin, name) for name in Origin.__dataclass_fields__}
@@ -266,8 +270,10 @@ def _fill(model: Model, origin: Origin, folder: Path, missing: list[int], show: 
         for k, header, arrays in all_:
             if not header["rows"]:
                 example = header["examples"][0] if header["examples"] else None
+                few = "" if origin.shards == 1 else f" of shard {k}"
                 raise TrainingError(
-                    f"all {header['failures']} simulations of {model.name!r} failed; narrow the prior. "
+                    f"all {header['failures']} simulations of {model.name!r}{few} failed; narrow the prior"
+                    f"{', or begin a bank of more rows in another folder' if few else ''}. "
                     f"{failure(example) if example else ''}"
                 )
             tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}

@@ -34,7 +34,7 @@ def info(folder: Annotated[Path, typer.Argument(help="The folder of a bank.")]) 
 def account(folder: Path) -> str:
     """A bank in words; every shard is read, and its checksum verified."""
     from ampost import files
-    from ampost.bank import REMEDY, origin_of, path_of
+    from ampost.bank import REMEDY, TOP, origin_of, path_of
 
     origin = origin_of(folder)
     headers: list[dict[str, Any]] = []
@@ -52,7 +52,8 @@ def account(folder: Path) -> str:
         if header["failures"]:
             failed.append((tensors["failed status"], tensors["failed parameters"]))
     rows, failures = (sum(header[name] for header in headers) for name in ("rows", "failures"))
-    size = sum(path.stat().st_size for path in folder.glob("*.ampost"))
+    shards = [path for path in (path_of(folder, k) for k in range(origin.shards)) if path.exists()]
+    size = sum(path.stat().st_size for path in (folder / TOP, *shards))
     lines = [
         f"Bank {str(folder)!r} of {origin.model!r}, seed {origin.seed}",
         f"  {rows:,} rows in {len(headers)} of {origin.shards} shards, {failures:,} simulations failed",

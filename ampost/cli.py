@@ -197,8 +197,8 @@ def infer(
         Path | None,
         typer.Option(help="Trained estimator: loaded if it is there, else trained and saved there."),
     ] = None,
-    simulations: Annotated[int, typer.Option(min=1, help="ODE solves to train from.")] = SIMULATIONS,
-    seconds: Annotated[float, typer.Option(min=1.0, help="Most seconds of training.")] = SECONDS,
+    simulations: Annotated[int, typer.Option(min=256, help="ODE solves to train from.")] = SIMULATIONS,
+    seconds: Annotated[float, typer.Option(min=1.0, help="Seconds of training to aim at.")] = SECONDS,
     draws: Annotated[int, typer.Option(min=1, help="Posterior draws.")] = 1_000,
 ) -> None:
     """The posterior, in a folder. Example: ampost infer growth.py growth.csv --out growth-results
@@ -250,9 +250,9 @@ def train(
     bank: Annotated[
         Path | None, typer.Option(help="Folder that keeps the simulations, to use again and add to.")
     ] = None,
-    simulations: Annotated[int, typer.Option(min=1, help="ODE solves to train from.")] = SIMULATIONS,
+    simulations: Annotated[int, typer.Option(min=256, help="ODE solves to train from.")] = SIMULATIONS,
     steps: Annotated[int, typer.Option(min=1, help="Steps of training.")] = 4_000,
-    seconds: Annotated[float, typer.Option(min=1.0, help="Most seconds of training.")] = float("inf"),
+    seconds: Annotated[float, typer.Option(min=1.0, help="Seconds of training to aim at.")] = float("inf"),
     proxy: Annotated[bool, typer.Option(help="Learn a proxy of the ODE, and train on it too.")] = False,
     seed: Seed = 0,
 ) -> None:
@@ -261,7 +261,7 @@ def train(
     Stopped at any moment, the same command goes on where it was. With data the design is that of the data.
     """
     given = _given(files, model)
-    started = out.with_suffix(".part")
+    started = out.with_name(f"{out.name}.part")
     if out.exists() and not started.exists():
         raise typer.BadParameter(f"{out} is there already and is complete (no {started}): delete it first")
     from ampost import programs
@@ -279,10 +279,18 @@ def train(
         proxy=ProxySettings() if proxy else None,
     )
     with programs.telling(source.path):
-        made = trained(built, settings, seed, bank=bank, checkpoint=started)
-    made.save(out)
+        made = trained(built, settings, seed, bank=bank, checkpoint=started, out=out)
     stopped = "stopped early; the same command goes on" if made.interrupted else "trained"
     typer.echo(f"{stopped}: validation loss {made.loss:.3f} after {made.seconds:.0f} s, {made.solves:,} solves")
+    teaching = made.teaching
+    typer.echo(
+        f"the loss on the bank's own rows is {teaching.overfitting:.3f} lower; simulate more where that is much"
+    )
+    if proxy:
+        typer.echo(
+            f"the proxy taught {teaching.proxy_share:.0%} of the steps; 90 % of its trajectories are within "
+            f"{teaching.proxy_error:.2g} sd of the noise, all points together"
+        )
     typer.echo(f"wrote {out}; use it by ampost infer ... --estimator {out}")
 
 
@@ -375,7 +383,7 @@ def demo(
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("ampost-demo"),
     seed: Seed = 0,
     simulations: Annotated[int, typer.Option(help="ODE solves to train from.")] = 20_000,
-    seconds: Annotated[float, typer.Option(help="Most seconds of training.")] = 110.0,
+    seconds: Annotated[float, typer.Option(help="Seconds of training to aim at.")] = 110.0,
 ) -> None:
     """Hare and lynx, from nothing to a corrected posterior. Example: ampost demo --out demo"""
     from ampost.correction import Budget

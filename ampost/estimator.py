@@ -30,6 +30,7 @@ from ampost.seeds import seeded
 from ampost.tokens import Scaling, tokens
 from ampost.training import FitReport
 
+DENSITIES = ("zuko_maf", "zuko_nsf", "zuko_nice", "maf", "nsf")  # builders of sbi that draw and score quickly
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 LOG_2PI = math.log(2 * math.pi)
 STARTS = 127  # of the search for a mode, beside the median
@@ -55,6 +56,10 @@ class Architecture:
     pooling: str = "attention"
 
     def __post_init__(self) -> None:
+        if self.density not in DENSITIES:
+            raise EstimatorError(
+                f"Architecture(density={self.density!r}): expected one of {', '.join(DENSITIES)}"
+            )
         if self.pooling not in EMBEDDINGS:
             raise EstimatorError(
                 f"Architecture(pooling={self.pooling!r}): expected one of {', '.join(EMBEDDINGS)}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor
 from ampost import bank as banks
 from ampost import checks, results
 from ampost.correction import CHAINS, GOOD, Budget, Corrected, correct
-from ampost.errors import EstimatorError, ExperimentError
+from ampost.errors import EstimatorError, ExperimentError, FileError
 from ampost.estimator import QUANTILES, Estimator
 from ampost.experiments import Experiments
 from ampost.importance import Draws
@@ -26,6 +27,8 @@ from ampost.refining import leftovers
 from ampost.results import Verdict
 from ampost.seeds import derive
 
+PROXY = 0.3  # the share of the schedule's seconds, where it has some, in which a proxy is trained
+
 
 def train(
     model: Model,
@@ -35,6 +38,7 @@ def train(
     *,
     bank: str | Path | None = None,
     checkpoint: str | Path | None = None,
+    out: str | Path | None = None,
 ) -> Estimator:
     """Simulate a bank and train an estimator for `model` and its design.
 
@@ -45,12 +49,17 @@ def train(
         progress: False is quiet.
         bank: a folder to keep the bank in; simulations that are there already are used.
         checkpoint: a file to go on from after a kill. It is removed when training is done.
+        out: a file to write the estimator to, before the checkpoint is removed.
 
     Raises:
         BankError: the bank is another model's, design's or seed's.
         TrainingError: all simulations failed, or the loss is not finite time and again.
+        KeyboardInterrupt: the proxy was stopped before its end; the same call goes on with it.
     """
     settings = settings or Settings()
+    for path in (checkpoint, out):
+        if path is not None and not Path(path).absolute().parent.is_dir():
+            raise FileError(f"{str(path)!r} is to be written into a folder that is not there; make it first")
     folder, part = (None if p is None else Path(p) for p in (bank, checkpoint))
     held = banks.build(model, settings.simulations, derive(seed, "bank"), folder, progress)
     if held.failures:
@@ -63,14 +72,21 @@ def train(
     proxy = None
     if settings.proxy is not None:
         taught = None if part is None else part.with_suffix(".proxy")
-        proxy = train_proxy(
-            model, held, settings.proxy, derive(seed, "proxy"), checkpoint=taught, show=progress
-        )
+        schedule = settings.proxy.schedule
+        schedule = replace(schedule, seconds=min(schedule.seconds, PROXY * settings.schedule.seconds))
+        chosen = replace(settings.proxy, schedule=schedule)
+        proxy = train_proxy(model, held, chosen, derive(seed, "proxy"), checkpoint=taught, show=progress)
+        if proxy.report.interrupted:
+            raise KeyboardInterrupt
+        left = max(settings.schedule.seconds - proxy.report.seconds, (1 - PROXY) * settings.schedule.seconds)
+        settings = replace(settings, schedule=replace(settings.schedule, seconds=left))
     trained = train_estimator(
         model, held, settings, derive(seed, "train"), proxy=proxy, checkpoint=part, show=progress
     )
+    if out is not None:
+        trained.save(out)
     if part is not None and not trained.interrupted:
-        for path in (part, part.with_suffix(".proxy"), *leftovers(part)):
+        for path in (*leftovers(part), part.with_suffix(".proxy"), part):
             path.unlink(missing_ok=True)
     return trained
 
@@ -150,8 +166,10 @@ def _ready(
     if isinstance(estimator, Estimator):
         estimator.belongs_to(model)
         return estimator
-    if estimator is not None and Path(estimator).exists():
-        loaded = Estimator.load(estimator)
+    path = None if estimator is None else Path(estimator)
+    part = None if path is None else path.with_name(f"{path.name}.part")  # of a training that was cut off
+    if path is not None and part is not None and path.exists() and not part.exists():
+        loaded = Estimator.load(path)
         loaded.belongs_to(model)
         return loaded
     outside = model.design.outside(data)
@@ -159,10 +177,9 @@ def _ready(
         raise EstimatorError(f"the data lie outside the design to train for: {'; '.join(outside)}")
     tell(model.design.words(), progress)
     preliminary(model, data, seed, progress)
-    trained = train(model, settings, seed, progress)
-    if estimator is not None:
-        trained.save(estimator)
-        tell(f"saved the estimator to {estimator}", progress)
+    trained = train(model, settings, seed, progress, checkpoint=part, out=path)
+    if path is not None:
+        tell(f"saved the estimator to {path}", progress)
     return trained
 
 

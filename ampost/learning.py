@@ -29,7 +29,7 @@ from ampost.proxy import HELD_OUT, Proxy, ProxySettings, proxy_error
 from ampost.refining import Refining, refine
 from ampost.seeds import derive, seeded
 from ampost.tokens import Scaling, scaling_of, tokens
-from ampost.training import FitReport, Schedule, fit
+from ampost.training import FitReport, Schedule, digest, fit
 
 FIRST = 0.5  # the share of the schedule's seconds before an estimator is refined
 EXACT = 0.7  # the share of the schedule from which on trajectories are exact and point heads go alone
@@ -210,9 +210,13 @@ def train_estimator(
     training goes on from there after a kill. Another kind of `batches` is for experiments with training itself.
 
     Raises:
-        EstimatorError: fewer rows in the bank than in a batch.
+        BankError: the bank is another model's or design's.
+        EstimatorError: fewer rows in the bank than in a batch, or another model's proxy.
         TrainingError: the loss is not finite time and again, or the checkpoint is of another training.
     """
+    bank.belongs_to(model)
+    if proxy is not None:
+        proxy.belongs_to(model)
     if len(bank) < settings.batch:
         raise EstimatorError(
             f"the bank has {len(bank)} rows, fewer than a batch of {settings.batch}; simulate more "
@@ -231,11 +235,16 @@ def train_estimator(
     def validation() -> float:
         return _loss_of(networks, z, seen)
 
-    identity = json.dumps([asdict(settings), model.fingerprint(), seed, len(bank)])
+    taught = None if proxy is None else digest(proxy.networks)
+    identity = json.dumps(
+        [asdict(settings), model.fingerprint(), seed, bank.origin.identity, len(bank), taught]
+    )
     refining = None if networks.layout.local else settings.refining
     schedule = settings.schedule
     if refining is not None:
         schedule = replace(schedule, seconds=FIRST * schedule.seconds)
+    if proxy is not None:  # what a proxy taught is to be put right by exact trajectories
+        schedule = replace(schedule, patience=schedule.steps)
     report = fit(
         networks,
         _losses(model, proxy),
@@ -250,18 +259,21 @@ def train_estimator(
     refined = None
     if refining is not None and not report.interrupted:
         left = max(settings.schedule.seconds - report.seconds, 0.3 * settings.schedule.seconds)
-        refined, solves = refine(
-            model,
-            networks,
-            sizes,
-            scaling,
-            refining,
-            derive(seed, "refining"),
-            seconds=left,
-            checkpoint=checkpoint,
-            show=show,
-        )
-        teaching = replace(teaching, solves=teaching.solves + solves)
+        try:
+            refined, solves = refine(
+                model,
+                networks,
+                sizes,
+                scaling,
+                refining,
+                derive(seed, "refining"),
+                seconds=left,
+                checkpoint=checkpoint,
+                show=show,
+            )
+            teaching = replace(teaching, solves=teaching.solves + solves)
+        except KeyboardInterrupt:  # while modes were sought: what there is, is the first density
+            networks.refinement, report = None, replace(report, interrupted=True)
     networks.eval()
     return Estimator(networks, sizes, scaling, model.design, model.fingerprint(), report, teaching, refined)
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ampost import files
-from ampost.accuracy import located, noise_units
+from ampost.accuracy import apart, located, noise_units
 from ampost.bank import Bank
 from ampost.behaviour import difference
 from ampost.design import Design, tuples
@@ -155,15 +155,17 @@ def train_proxy(
     `checkpoint` training goes on from there after a kill.
 
     Raises:
+        BankError: the bank is another model's or design's.
         TrainingError: an ODE covers no time, the loss is not finite time and again, or the checkpoint is of
             another training.
     """
     settings = ProxySettings() if settings is None else settings
+    bank.belongs_to(model)
     first = bank.window(0, seed)
-    apart = grounds_of(model, first, settings.longest)
+    found = grounds_of(model, first, settings.longest)
     seen = sensitivities(model, first, seed)
     layouts, noise = [], []
-    for ground in apart:
+    for ground in found:
         states, unit = seen[ground.problem.name]
         relative = seen_relatively(states, unit, first.tracks[ground.problem.name].states)
         layouts.append(layout_of(ground, relative))
@@ -176,9 +178,12 @@ def train_proxy(
     held_out = model.simulate(HELD_OUT, derive(seed, "held out"))
     z, looks = held_out.z[~held_out.failed], held_out.experiments.at(~held_out.failed)
 
+    with torch.no_grad():
+        exact = model.noises(z, looks, model.solver)
+
     def validation() -> float:
-        off = noise_units(model, z, looks, model.solver, lambda problem: _answered(networks, problem))
-        return float(_total(off).quantile(0.9))
+        mine = model.noises(z, looks, lambda problem: _answered(networks, problem))
+        return float(_total(apart(looks, exact, mine)).quantile(0.9))
 
     report = fit(
         networks,
@@ -187,7 +192,9 @@ def train_proxy(
         validation,
         settings.schedule,
         checkpoint=checkpoint,
-        identity=json.dumps(["proxy", asdict(settings), model.fingerprint(), seed, len(bank)]),
+        identity=json.dumps(
+            ["proxy", asdict(settings), model.fingerprint(), seed, bank.origin.identity, len(bank)]
+        ),
         what="training the proxy",
         show=show,
     )

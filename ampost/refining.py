@@ -6,10 +6,10 @@ mode; what is left to learn is how the posterior differs from a normal there. Th
 
 from __future__ import annotations
 
-import hashlib
 import math
 import time
 from dataclasses import dataclass, field, replace
+from glob import escape
 from pathlib import Path
 
 import torch
@@ -22,7 +22,7 @@ from ampost.model import Model
 from ampost.progress import progress
 from ampost.seeds import derive, seeded
 from ampost.tokens import Scaling, tokens
-from ampost.training import FitReport, Schedule, fit, half_of_the_cores
+from ampost.training import FitReport, Schedule, digest, fit, half_of_the_cores
 
 CHUNK = 500  # data sets approximated at once; chunk k is a function of (seed, k)
 LEAST = 1_000  # data sets, however little time there is
@@ -80,7 +80,7 @@ def refine(
     with seeded(derive(seed, "weights")):
         refinement = networks.refine(sizes)
     began = time.monotonic()
-    mark = _mark(networks)
+    mark = digest(networks)
     lessons = _lessons(model, networks, scaling, settings, seed, mark, SEARCH * seconds, checkpoint, show)
     count = len(lessons.scale)
     held_out = int(HELD_OUT * count)
@@ -114,17 +114,12 @@ def refine(
     return report, int(lessons.solves.sum())
 
 
-def _mark(networks: Networks) -> str:
-    """What tells the networks that modes were sought with from others."""
-    digest = hashlib.sha256()
-    for name, value in networks.state_dict().items():
-        digest.update(name.encode() + value.contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
 def leftovers(checkpoint: Path) -> list[Path]:
     """Files that `refine` keeps beside a checkpoint until it is done."""
-    return [checkpoint.with_suffix(".about"), *sorted(checkpoint.parent.glob(f"{checkpoint.stem}.modes-*"))]
+    return [
+        checkpoint.with_suffix(".about"),
+        *sorted(checkpoint.parent.glob(f"{escape(checkpoint.stem)}.modes-*")),
+    ]
 
 
 def _loss(module: Refinement, lessons: _Lessons, index: Tensor) -> Tensor:
@@ -184,7 +179,7 @@ def _chunk(
             found.standard(z).float(),
             found.log_scale.float(),
             wide,
-            torch.tensor([found.solves]),
+            torch.tensor([found.solves + CHUNK]),
         )
     if kept is not None:
         files.save(kept, "modes", {"seed": seed, "mark": mark}, vars(lessons))

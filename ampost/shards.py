@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ampost.errors import ArgumentError
+from ampost.errors import ArgumentError, BankError
 from ampost.experiments import Doses, Experiments, Input, Signals
 from ampost.ode.failures import Failure
 from ampost.ode.problem import OdeProblem, Solver, Status, Trajectory
@@ -73,10 +73,26 @@ class Shard:
             times, after = (
                 v.expand(*batch, v.shape[-1]).reshape(full) for v in (looks.times, looks.after_dose)
             )
+            _refuse_outside(problem.name, track, chosen, times)
             states = interpolate(track, chosen, times, after).reshape(*batch, full[-1], len(track.names))
             return Trajectory(looks.times, states, torch.zeros(batch, dtype=torch.long), track.names)
 
         return answer
+
+
+def _refuse_outside(name: str, track: Track, index: Tensor, times: Tensor) -> None:
+    """Raise BankError where a look lies before the first or behind the last knot of its row."""
+    first, last = (track.times[..., k].index_select(0, index)[..., None] for k in (0, -1))
+    room = 1e-9 * (1 + last.abs())
+    outside = (times < first - room) | (times > last + room)
+    if bool(outside.any()):
+        row = outside.nonzero()[0]
+        low, high = (float(end[row[0], row[1], 0]) for end in (first, last))
+        raise BankError(
+            f"odeint {name!r} is looked at at time {float(times[tuple(row)]):g}, and the bank knows it from "
+            f"{low:g} to {high:g}: in the program, solve for all of experiments.times and take from the answer "
+            f"what you need"
+        )
 
 
 def interpolate(track: Track, index: Tensor, times: Tensor, after: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from ampost import files
-from ampost.errors import TrainingError
+from ampost.errors import FileError, TrainingError
 from ampost.progress import Bar, progress
 
 Weights = dict[str, Tensor]
@@ -202,7 +202,7 @@ def _run(
 ) -> bool:
     """Steps to the end of the schedule; whether it was interrupted. The state is left in the loop."""
     began = time.monotonic() - loop.state.seconds
-    good = loop.state
+    good, unseen = loop.state, bool(loop.state.step % schedule.validate_every)
     try:
         while loop.state.step < schedule.steps and loop.state.stale < schedule.patience:
             state = loop.state
@@ -220,15 +220,19 @@ def _run(
                 _refuse_often(loop.state, value)
                 loop.back_to(good)
                 loop.state = replace(loop.state, returns=state.returns + 1)
-            elif loop.state.step % schedule.validate_every == 0:
+                unseen = good.best == math.inf
+            elif loop.state.step % schedule.validate_every:
+                unseen = True
+            else:
                 loop.state = good = _validated(loop, validation, bar)
+                unseen = False
                 if save is not None:
                     save(good)
     except KeyboardInterrupt:
         kept = _copy(loop.module) if loop.state.best == math.inf else loop.state.kept
         loop.state = replace(loop.state, losses=tuple(loop.losses), kept=kept)
         return True
-    if loop.losses and loop.state.step % schedule.validate_every:
+    if loop.losses and unseen:
         loop.state = _validated(loop, validation, bar)
     if not loop.losses and loop.state.returns:
         raise TrainingError(f"the loss was not finite in any of {loop.state.step} steps; {REMEDY}")
@@ -337,6 +341,14 @@ def _means(losses: Sequence[float], every: int) -> list[float]:
     return [sum(part) / len(part) for k in range(0, len(losses), every) if (part := losses[k : k + every])]
 
 
+def digest(module: nn.Module) -> str:
+    """What tells a trained module from others: the SHA-256 of its weights."""
+    found = hashlib.sha256()
+    for name, value in module.state_dict().items():
+        found.update(name.encode() + value.contiguous().numpy().tobytes())
+    return found.hexdigest()
+
+
 def _mark(module: nn.Module, schedule: Schedule, identity: str) -> str:
     """What tells one training from another."""
     shapes = [(name, tuple(value.shape)) for name, value in module.state_dict().items()]
@@ -353,7 +365,10 @@ def _write(path: Path, mark: str, state: _State) -> None:
 
 
 def _read(path: Path, mark: str) -> _State:
-    header, tensors = files.load(path, "checkpoint")
+    try:
+        header, tensors = files.load(path, "checkpoint")
+    except FileError as error:
+        raise TrainingError(f"training cannot go on: {error}; delete the checkpoint to start anew") from error
     if header.pop("mark") != mark:
         raise TrainingError(
             f"the checkpoint {str(path)!r} is of another training: its model, design, seed, networks or "

@@ -475,6 +475,42 @@ def test_a_bank_in_which_every_simulation_fails_is_no_bank(tmp_path: Path) -> No
         banks.open_bank(tmp_path / "bank")
 
 
+def test_a_model_that_fails_at_some_places_knows_its_bank_again(tmp_path: Path) -> None:
+    def steep(experiments: Experiments) -> None:
+        k = pyro.sample("k", between(0.5, 4.0))
+        y = odeint(lambda t, y, p: {"A": p.k * y.A**2}, {"A": 1.0}, {"k": k}, experiments)
+        observe("A", dist.Normal(y.A, 0.1), experiments)
+
+    model = model_of(steep)
+    assert "-inf" in model.fingerprint()["behaviour"]
+    banks.build(model, 200, 0, tmp_path / "bank", show=False)
+    assert len(banks.build(model, 200, 0, tmp_path / "bank", show=False)) > 50
+
+
+def test_a_bank_with_a_damaged_shard_does_not_shrink(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(banks, "ROWS", 50)
+    model = model_of(falling)
+    bank = banks.build(model, 200, 0, tmp_path / "bank", show=False)
+    (bank.folder / "shard-00000.ampost").write_bytes(b"")
+    assert len(banks.build(model, 50, 0, bank.folder, show=False)) == len(bank) == 200
+
+
+def test_a_look_where_the_bank_knows_nothing_is_refused() -> None:
+    """A program that asks for the last two looks only stores those; batches look elsewhere."""
+
+    def late(experiments: Experiments) -> None:
+        k = pyro.sample("k", between(0.1, 2.0))
+        times, after = experiments.times[..., -2:], experiments.after_dose[..., -2:]
+        y = odeint(decay, {"A": 1.0}, {"k": k}, replace(experiments, times=times, after_dose=after))
+        observe("A", dist.Normal(y.A[..., -1:] + 0 * experiments.times, 0.1), experiments)
+
+    model = model_of(late)
+    shard = banks.build(model, 20, 0, show=False).shard(0)
+    looks = model.design.draw_looks(shard.protocols, 1)
+    with pytest.raises(BankError, match=r"looked at at time .*, and the bank knows .* for all of exp"):
+        model.simulate_at(shard.z, looks, 0, solver=shard.rows(torch.arange(len(shard))))
+
+
 def test_info_says_what_failed_and_where(tmp_path: Path) -> None:
     bank = banks.build(model_of(exploding), 600, 0, tmp_path / "bank", show=False)
     assert bank.failures > 20

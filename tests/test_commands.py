@@ -332,7 +332,7 @@ def test_new_check_and_models_need_no_more_than_their_words(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["demo", "--simulations", "20", "--out", "few"], "20 rows"),
+        (["demo", "--simulations", "20", "--out", "few"], "simulations"),
         (["new", "my-model"], "expected that of a Python file"),
         (["infer", "decay.py", "nothing.csv"], "nothing.csv"),
         (["infer", "decay.py"], "brings no data along"),

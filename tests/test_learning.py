@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from ampost import Estimator, Model, ProxySettings, Refining, Schedule, Settings, plots, train
+from ampost import Estimator, Model, ProxySettings, Refining, Schedule, Settings, plots, refining, train
 from ampost import bank as banks
-from ampost.errors import EstimatorError, TrainingError
+from ampost.errors import BankError, EstimatorError, FileError, TrainingError
 from ampost.estimator import Architecture
-from ampost.learning import EXACT, Batches
+from ampost.learning import EXACT, Batches, train_estimator
 from ampost.proxy import Proxy, train_proxy
 from ampost.tokens import scaling_of
+from ampost.zoo import monod_batch
 
 SMALL = Architecture(width=16, context=8, transforms=1, hidden=16)
 REFINING = Refining(1_000, Schedule(steps=30, validate_every=10), batch=64)
@@ -147,6 +148,82 @@ def test_a_training_that_was_interrupted_goes_on_to_the_same(
     mine, theirs = again.networks.state_dict(), whole.networks.state_dict()
     assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
     assert not list(tmp_path.glob("x.*"))
+
+
+def test_an_interrupt_while_modes_are_sought_keeps_the_first_density(
+    kinetics: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = train(kinetics, TINY, seed=0, progress=False)
+    part = tmp_path / "x.part"
+    with monkeypatch.context() as patch:
+        patch.setattr(refining, "approximated", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+        stopped = train(kinetics, TINY, seed=0, progress=False, checkpoint=part)
+    assert stopped.interrupted
+    assert stopped.refining is None
+    data = kinetics.simulate(3, 0).experiments
+    assert stopped.sample(stopped.reading(kinetics, data), 5, 0).shape == (5, 3, 3)
+    again = train(kinetics, TINY, seed=0, progress=False, checkpoint=part)
+    mine, theirs = again.networks.state_dict(), whole.networks.state_dict()
+    assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
+
+
+def test_an_interrupted_proxy_teaches_nobody_and_goes_on(
+    kinetics: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ampost import training
+
+    settings = replace(TINY, proxy=BRIEF)
+    whole = train(kinetics, settings, seed=0, progress=False)
+    step, count, part = training._step, 0, tmp_path / "x.part"
+
+    def counted(*given: object) -> float:
+        nonlocal count
+        count += 1
+        if count == 15:
+            raise KeyboardInterrupt
+        return step(*given)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "_step", counted)
+        with pytest.raises(KeyboardInterrupt):
+            train(kinetics, settings, seed=0, progress=False, checkpoint=part)
+    assert (tmp_path / "x.proxy").exists()
+    again = train(kinetics, settings, seed=0, progress=False, checkpoint=part)
+    assert again.teaching.proxy_error == whole.teaching.proxy_error
+    assert again.report.validation == whole.report.validation
+
+
+def test_an_estimator_is_written_before_its_checkpoint_goes(
+    kinetics: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    part, out = tmp_path / "x.part", tmp_path / "x.ampost"
+
+    def full(*_: object) -> None:
+        raise FileError("no room")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Estimator, "save", full)
+        with pytest.raises(FileError, match="no room"):
+            train(kinetics, TINY, seed=0, progress=False, checkpoint=part, out=out)
+    assert part.exists()
+    train(kinetics, TINY, seed=0, progress=False, checkpoint=part, out=out)
+    assert Estimator.load(out).loss < 10
+    assert [path.name for path in tmp_path.iterdir()] == ["x.ampost"]
+    with pytest.raises(FileError, match="a folder that is not there"):
+        train(kinetics, TINY, seed=0, progress=False, out=tmp_path / "none" / "x.ampost")
+
+
+def test_what_belongs_to_another_model_teaches_nothing(kinetics: Model, tmp_path: Path) -> None:
+    other = monod_batch.model()
+    bank = banks.build(other, 100, 0, tmp_path / "bank", show=False)
+    with pytest.raises(BankError, match="simulated for another model"):
+        train_proxy(kinetics, bank, BRIEF)
+    with pytest.raises(BankError, match="simulated for another model"):
+        train_estimator(kinetics, bank, TINY, 0)
+    own = banks.build(kinetics, 600, 0, show=False)
+    proxy = train_proxy(other, bank, BRIEF, show=False)
+    with pytest.raises(EstimatorError, match="proxy was trained for another model"):
+        train_estimator(kinetics, own, replace(TINY, proxy=BRIEF), 0, proxy=proxy)
 
 
 def test_too_few_data_sets_to_refine_are_refused() -> None:

@@ -1,5 +1,6 @@
 """The loop: resume, recovery, parts, and what is refused."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ampost.errors import FileError, TrainingError
+from ampost.errors import TrainingError
 from ampost.training import FitReport, Schedule, fit
 
 SCHEDULE = Schedule(steps=60, validate_every=7)
@@ -73,7 +74,7 @@ def test_another_trainings_checkpoint_is_refused(tmp_path: Path) -> None:
         with pytest.raises(TrainingError, match=r"x\.part' is of another training.*delete it"):
             run(checkpoint=part, **other)  # type: ignore[arg-type]
     part.write_bytes(part.read_bytes()[:-20])
-    with pytest.raises(FileError, match="damaged"):
+    with pytest.raises(TrainingError, match=r"cannot go on: .*damaged.*delete the checkpoint to start anew"):
         run(checkpoint=part)
 
 
@@ -83,6 +84,12 @@ def test_a_loss_that_is_not_finite_once_is_got_over() -> None:
     assert report.steps == 60
     assert bool(torch.isfinite(weights).all())
     assert report.best < report.validation[0]
+
+
+def test_a_bad_step_where_a_validation_was_due_does_not_lose_it() -> None:
+    report, _ = run(Schedule(steps=7, validate_every=7), spoilt=(6,))
+    assert report.returns == 1
+    assert math.isfinite(report.best)
 
 
 @pytest.mark.parametrize("steps", [5, 60])
