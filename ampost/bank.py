@@ -1,4 +1,4 @@
-"""The bank: prior x the ODE's half of a design, each ODE solved once, in shards on disk.
+"""The bank: prior x the ODE's half of a design, each trajectory drawn once, in shards on disk.
 
 Shard k is a function of (model, design, seed, k) alone. So a bank that was interrupted goes on, one that grows
 keeps its shards, and any number of workers makes the same ones. Training reads it window by window, and memory
@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 import shutil
 import tempfile
 import threading
@@ -133,6 +134,8 @@ class Bank:
             raise ArgumentError(
                 f"shard {k} of a bank of {len(self.headers)}: expected 0 to {len(self.headers) - 1}"
             )
+        if not self.headers[k]["rows"]:
+            raise ArgumentError(f"shard {k} has no rows: all of its simulations failed; take another")
         return self._joined((k,))
 
     def window(self, step: int, seed: int) -> Shard:
@@ -141,18 +144,19 @@ class Bank:
         A bank that fits into memory is one window. Else a window is some shards, and changes every 100 steps
         along seeded permutations of all shards, so that every row is met.
         """
-        count = len(self.headers)
-        windows = min(count, math.ceil(self._size / WINDOW))
+        full, windows = self._windows
         if windows == 1:
-            return self._joined(tuple(range(count)))
+            return self._joined(full)
         epoch, place = divmod(step // STEPS, windows)
-        order = torch.randperm(count, generator=torch.Generator().manual_seed(derive(seed, "epoch", epoch)))
-        return self._joined(tuple(order.tensor_split(windows)[place].tolist()))
+        order = torch.randperm(len(full), generator=torch.Generator().manual_seed(derive(seed, "epoch", epoch)))
+        return self._joined(tuple(full[k] for k in order.tensor_split(windows)[place].tolist()))
 
     @cached_property
-    def _size(self) -> int:
-        """Bytes of all shards."""
-        return sum(path_of(self.folder, k).stat().st_size for k in range(len(self.headers)))
+    def _windows(self) -> tuple[tuple[int, ...], int]:
+        """The shards that have rows, and how many windows they make."""
+        full = tuple(k for k, header in enumerate(self.headers) if header["rows"])
+        largest = max(path_of(self.folder, k).stat().st_size for k in full)
+        return full, math.ceil(len(full) / max(1, WINDOW // largest))
 
     def _joined(self, chosen: tuple[int, ...]) -> Shard:
         """Shards end to end; the last answer is kept, and dropped before the next one is read."""
@@ -238,15 +242,16 @@ def path_of(folder: Path, k: int) -> Path:
 
 def _built(model: Model, rows: int, seed: int, folder: Path, show: bool | None) -> Bank:
     """The bank in `folder` with at least `rows` rows; what is not there is made."""
+    if folder.exists() and not folder.is_dir():
+        raise BankError(f"{str(folder)!r} is to be the folder of a bank, but it is a file; give another name")
     folder.mkdir(parents=True, exist_ok=True)
     with _only(folder):
         for left in (*folder.glob(".shard-*.ampost.*"), *folder.glob(f".{TOP}.*")):
             left.unlink()  # what an interruption left
         origin = _begun(model, rows, seed, folder)
-        sound = _sound(folder, origin, show)
-        wanted = max(
-            math.ceil(rows / origin.rows), *(k + 1 for k in sound), 1
-        )  # none that is whole is left out
+        there = _there(folder)
+        sound = _sound(folder, origin, there, show)
+        wanted = max(math.ceil(rows / origin.rows), *(k + 1 for k in there), 1)  # a bank does not shrink
         if wanted != origin.shards:
             origin = replace(origin, shards=wanted)
             stored = {name: getattr(origin, name) for name in Origin.__dataclass_fields__}
@@ -255,10 +260,13 @@ def _built(model: Model, rows: int, seed: int, folder: Path, show: bool | None) 
         try:
             _fill(model, origin, folder, missing, show)
         except TrainingError:
-            if not any(folder.glob("shard-*.ampost")):
+            if not _there(folder):
                 (folder / TOP).unlink()
             raise
-    return open_bank(folder)
+    bank = open_bank(folder)
+    if not len(bank):
+        raise TrainingError(f"all {bank.failures} simulations of {model.name!r} failed; narrow the prior")
+    return bank
 
 
 def _fill(model: Model, origin: Origin, folder: Path, missing: list[int], show: bool | None) -> None:
@@ -268,12 +276,10 @@ def _fill(model: Model, origin: Origin, folder: Path, missing: list[int], show: 
         closing(_all(model, origin, missing)) as all_,
     ):
         for k, header, arrays in all_:
-            if not header["rows"]:
+            if not header["rows"] and origin.shards == 1:
                 example = header["examples"][0] if header["examples"] else None
-                few = "" if origin.shards == 1 else f" of shard {k}"
                 raise TrainingError(
-                    f"all {header['failures']} simulations of {model.name!r}{few} failed; narrow the prior"
-                    f"{', or begin a bank of more rows in another folder' if few else ''}. "
+                    f"all {header['failures']} simulations of {model.name!r} failed; narrow the prior. "
                     f"{failure(example) if example else ''}"
                 )
             tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
@@ -308,8 +314,11 @@ def _made(model: Model, identity: str, rows: int, seed: int, knots: int, k: int)
 
 def _begun(model: Model, rows: int, seed: int, folder: Path) -> Origin:
     """The origin of the bank in `folder`, which must be this one, or of a new bank."""
-    if (folder / TOP).exists():
-        origin = origin_of(folder)
+    if (folder / TOP).exists() or _there(folder):
+        try:
+            origin = origin_of(folder)
+        except FileError:
+            origin = _again(model, seed, folder)
         _refuse_other(folder, origin, model)
         if origin.seed != seed:
             raise BankError(
@@ -323,6 +332,11 @@ def _begun(model: Model, rows: int, seed: int, folder: Path) -> Origin:
             f"the folder {str(folder)!r} is to hold a bank, but holds {strange[0]!r} and no {TOP}; give a new "
             f"or empty folder"
         )
+    return _origin(model, math.ceil(rows / math.ceil(rows / ROWS)), seed)
+
+
+def _origin(model: Model, rows: int, seed: int) -> Origin:
+    """The origin of a bank with so many rows in a shard, and no shard yet."""
     first = torch.full((2_000, model.design.experiments[1], 1), model.design.start, dtype=torch.float64)
     early = model.design.draw_protocols(len(first), derive(seed, "protocols"))
     early = replace(early, times=first, after_dose=torch.zeros_like(first, dtype=torch.bool))
@@ -333,11 +347,27 @@ def _begun(model: Model, rows: int, seed: int, folder: Path) -> Origin:
         model.fingerprint(),
         model.design,
         seed,
-        math.ceil(rows / math.ceil(rows / ROWS)),
+        rows,
         enough(model, seed),
         0,
         {name: value.quantile(levels).tolist() for name, value in table(prior.parameters).items()},
         dict(model.units),
+    )
+
+
+def _again(model: Model, seed: int, folder: Path) -> Origin:
+    """The origin of a bank whose own file is lost or damaged, from a shard that is whole."""
+    for k in _there(folder):
+        try:
+            header = _stored(folder, k, files.peek)
+        except FileError:
+            continue
+        origin = _origin(model, header["rows"] + header["failures"], seed)
+        if header["bank"] == origin.identity:
+            return origin
+    raise BankError(
+        f"{TOP} of the bank in {str(folder)!r} is damaged or lost, and its shards are not those of "
+        f"{model.name!r} with seed {seed}; give the model and seed that they were made with, or another folder"
     )
 
 
@@ -359,11 +389,16 @@ def _refuse_other(folder: Path, origin: Origin, model: Model) -> None:
             )
 
 
-def _sound(folder: Path, origin: Origin, show: bool | None) -> set[int]:
+def _there(folder: Path) -> list[int]:
+    """The shards in `folder`, whole or not."""
+    names = (re.fullmatch(r"shard-(\d{5,})\.ampost", path.name) for path in folder.iterdir())
+    return sorted(int(name[1]) for name in names if name)
+
+
+def _sound(folder: Path, origin: Origin, there: list[int], show: bool | None) -> set[int]:
     """The shards in `folder` that are whole; one that is not is named."""
     found = set()
-    for path in sorted(folder.glob("shard-*.ampost")):
-        k = int(path.stem.rpartition("-")[2])
+    for k in there:
         try:
             _read(folder, origin, k)
             found.add(k)

@@ -280,6 +280,9 @@ def train(
     )
     with programs.telling(source.path):
         made = trained(built, settings, seed, bank=bank, checkpoint=started, out=out)
+    if not out.exists():
+        typer.echo("stopped before the first validation, nothing is written; the same command goes on")
+        raise typer.Exit(FAILED)
     stopped = "stopped early; the same command goes on" if made.interrupted else "trained"
     typer.echo(f"{stopped}: validation loss {made.loss:.3f} after {made.seconds:.0f} s, {made.solves:,} solves")
     teaching = made.teaching
@@ -289,7 +292,7 @@ def train(
     if proxy:
         typer.echo(
             f"the proxy taught {teaching.proxy_share:.0%} of the steps; 90 % of its trajectories are within "
-            f"{teaching.proxy_error:.2g} sd of the noise, all points together"
+            f"{teaching.proxy_error:.2g} sd of the noise, all points together; wrote it beside the estimator"
         )
     typer.echo(f"wrote {out}; use it by ampost infer ... --estimator {out}")
 

@@ -45,6 +45,10 @@ class TrainingError(AmpostError):
     """Training cannot go on: no usable simulations, or a loss that is not finite."""
 
 
+class CheckpointError(TrainingError):
+    """A checkpoint is of another training, or damaged."""
+
+
 class EstimatorError(AmpostError):
     """An estimator does not belong to the model, design or data that it is asked about."""
 

@@ -25,7 +25,7 @@ from ampost.errors import EstimatorError, UnsupportedError
 from ampost.experiments import Experiments
 from ampost.laplace import Laplace, highest
 from ampost.model import Model
-from ampost.nets import EMBEDDINGS, perceptron
+from ampost.nets import EMBEDDINGS, AttentionSet, perceptron
 from ampost.seeds import seeded
 from ampost.tokens import Scaling, tokens
 from ampost.training import FitReport
@@ -59,6 +59,11 @@ class Architecture:
         if self.density not in DENSITIES:
             raise EstimatorError(
                 f"Architecture(density={self.density!r}): expected one of {', '.join(DENSITIES)}"
+            )
+        if self.pooling == "attention" and self.width % AttentionSet.HEADS:
+            raise EstimatorError(
+                f"Architecture(width={self.width}) cannot be shared by the {AttentionSet.HEADS} heads of "
+                f"attention; take a multiple of {AttentionSet.HEADS}, or pooling='mean'"
             )
         if self.pooling not in EMBEDDINGS:
             raise EstimatorError(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import replace
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +16,11 @@ from torch import Tensor
 from ampost import bank as banks
 from ampost import checks, results
 from ampost.correction import CHAINS, GOOD, Budget, Corrected, correct
-from ampost.errors import EstimatorError, ExperimentError, FileError
+from ampost.errors import CheckpointError, EstimatorError, ExperimentError, FileError
 from ampost.estimator import QUANTILES, Estimator
 from ampost.experiments import Experiments
 from ampost.importance import Draws
-from ampost.learning import Settings, train_estimator
+from ampost.learning import Settings, enough_rows, train_estimator
 from ampost.model import Model
 from ampost.optimize import Optimum, maximise
 from ampost.progress import tell
@@ -27,6 +29,7 @@ from ampost.refining import leftovers
 from ampost.results import Verdict
 from ampost.seeds import derive
 
+POOR = 5.0  # an error of a proxy, in sd of the noise, from which on it is called poor
 PROXY = 0.3  # the share of the schedule's seconds, where it has some, in which a proxy is trained
 
 
@@ -49,7 +52,8 @@ def train(
         progress: False is quiet.
         bank: a folder to keep the bank in; simulations that are there already are used.
         checkpoint: a file to go on from after a kill. It is removed when training is done.
-        out: a file to write the estimator to, before the checkpoint is removed.
+        out: a file to write the estimator to, before the checkpoint is removed; a proxy goes beside it, as
+            `NAME.proxy.ampost`. Nothing is written where training was stopped before its first validation.
 
     Raises:
         BankError: the bank is another model's, design's or seed's.
@@ -70,6 +74,7 @@ def train(
             progress,
         )
     proxy = None
+    enough_rows(held, settings)
     if settings.proxy is not None:
         taught = None if part is None else part.with_suffix(".proxy")
         schedule = settings.proxy.schedule
@@ -78,16 +83,23 @@ def train(
         proxy = train_proxy(model, held, chosen, derive(seed, "proxy"), checkpoint=taught, show=progress)
         if proxy.report.interrupted:
             raise KeyboardInterrupt
+        if proxy.report.best > POOR:
+            tell(
+                f"the proxy is poor: for 90 % of draws it is off by up to {proxy.report.best:.3g} sd of the "
+                f"noise (all points together), and may teach what is wrong; train it longer, or train without",
+                progress,
+            )
         left = max(settings.schedule.seconds - proxy.report.seconds, (1 - PROXY) * settings.schedule.seconds)
         settings = replace(settings, schedule=replace(settings.schedule, seconds=left))
     trained = train_estimator(
         model, held, settings, derive(seed, "train"), proxy=proxy, checkpoint=part, show=progress
     )
-    if out is not None:
+    if out is not None and math.isfinite(trained.loss):
         trained.save(out)
+        if proxy is not None:
+            proxy.save(Path(out).with_suffix(".proxy.ampost"))
     if part is not None and not trained.interrupted:
-        for path in (*leftovers(part), part.with_suffix(".proxy"), part):
-            path.unlink(missing_ok=True)
+        _forget(part)
     return trained
 
 
@@ -167,8 +179,7 @@ def _ready(
         estimator.belongs_to(model)
         return estimator
     path = None if estimator is None else Path(estimator)
-    part = None if path is None else path.with_name(f"{path.name}.part")  # of a training that was cut off
-    if path is not None and part is not None and path.exists() and not part.exists():
+    if path is not None and path.exists():
         loaded = Estimator.load(path)
         loaded.belongs_to(model)
         return loaded
@@ -177,10 +188,27 @@ def _ready(
         raise EstimatorError(f"the data lie outside the design to train for: {'; '.join(outside)}")
     tell(model.design.words(), progress)
     preliminary(model, data, seed, progress)
-    trained = train(model, settings, seed, progress, checkpoint=part, out=path)
-    if path is not None:
+    if path is None:
+        return train(model, settings, seed, progress)
+    part = path.with_name(f"{path.name}.part")
+    try:
+        trained = train(model, settings, seed, progress, checkpoint=part, out=path)
+    except CheckpointError as error:
+        tell(f"{error}. It is deleted, and training starts anew", progress)
+        _forget(part)
+        trained = train(model, settings, seed, progress, checkpoint=part, out=path)
+    if path.exists():
         tell(f"saved the estimator to {path}", progress)
     return trained
+
+
+def _forget(checkpoint: Path) -> None:
+    """Delete a checkpoint, itself at last, with what is beside it and what interrupted writes left."""
+    paths = (*leftovers(checkpoint), checkpoint.with_suffix(".proxy"), checkpoint)
+    for path in paths:
+        for left in path.parent.glob(f".{escape(path.name)}.*"):
+            left.unlink()
+        path.unlink(missing_ok=True)
 
 
 def preliminary(model: Model, data: Experiments, seed: int, progress: bool | None) -> None:

@@ -146,6 +146,7 @@ class Batches:
     def _drawn(self, turn: int, by_proxy: bool) -> _Drawn:
         """The batches of a turn."""
         if self._kept is None or self._kept.key != (turn, by_proxy):
+            self._kept = None  # it holds a window of the bank, beside which there is no room for another
             count = self.at_once * self.settings.batch
             if by_proxy:
                 assert self.proxy is not None
@@ -193,6 +194,15 @@ def _centres(model: Model, z: Tensor, looks: Experiments, solver: Solver) -> dic
     return {name: located(noise, shape)[0] for name, noise in model.noises(z, looks, solver).items()}
 
 
+def enough_rows(bank: Bank, settings: Settings) -> None:
+    """Raise EstimatorError where a bank has fewer rows than a batch."""
+    if len(bank) < settings.batch:
+        raise EstimatorError(
+            f"the bank has {len(bank)} rows, fewer than a batch of {settings.batch}; simulate more "
+            f"(Settings(simulations=...)), or make the batch smaller (Settings(batch=...))"
+        )
+
+
 def train_estimator(
     model: Model,
     bank: Bank,
@@ -217,11 +227,7 @@ def train_estimator(
     bank.belongs_to(model)
     if proxy is not None:
         proxy.belongs_to(model)
-    if len(bank) < settings.batch:
-        raise EstimatorError(
-            f"the bank has {len(bank)} rows, fewer than a batch of {settings.batch}; simulate more "
-            f"(Settings(simulations=...)), or make the batch smaller (Settings(batch=...))"
-        )
+    enough_rows(bank, settings)
     held_out = model.simulate(VALIDATION, derive(seed, "validation"))
     good = (~held_out.failed).nonzero()[:, 0]
     z, data = held_out.z[good], held_out.experiments.at(good)

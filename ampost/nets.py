@@ -11,8 +11,6 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from ampost.errors import EstimatorError
-
 
 def perceptron(inputs: int, width: int, outputs: int, hidden: int = 2) -> nn.Sequential:
     """Fully connected layers with SiLU between."""
@@ -71,11 +69,6 @@ class AttentionSet(DeepSet):
     HEADS = 8
 
     def __init__(self, token: int, conditions: int, width: int, context: int) -> None:
-        if width % self.HEADS:
-            raise EstimatorError(
-                f"Architecture(width={width}) cannot be shared by {self.HEADS} heads of attention; take a "
-                f"multiple of {self.HEADS}"
-            )
         super().__init__(token, conditions, width, context)
         self.query = nn.Linear(width, self.HEADS)
 

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from ampost import files
-from ampost.errors import FileError, TrainingError
+from ampost.errors import CheckpointError, FileError, TrainingError
 from ampost.progress import Bar, progress
 
 Weights = dict[str, Tensor]
@@ -49,6 +49,14 @@ class Schedule:
     validate_every: int = 250
     patience: int = 12
     seconds: float = math.inf
+
+    def __post_init__(self) -> None:
+        for name in ("validate_every", "patience"):
+            if getattr(self, name) < 1:
+                raise TrainingError(f"Schedule({name}={getattr(self, name)}): expected at least 1")
+        for name in ("rate", "clip"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise TrainingError(f"Schedule({name}={getattr(self, name)}): expected a positive number")
 
 
 @dataclass(frozen=True)
@@ -224,11 +232,19 @@ def _run(
             elif loop.state.step % schedule.validate_every:
                 unseen = True
             else:
-                loop.state = good = _validated(loop, validation, bar)
+                loop.state = _validated(loop, validation, bar)
                 unseen = False
+                if not math.isfinite(loop.state.checks[-1]):
+                    _refuse_often(loop.state, loop.state.checks[-1])
+                    loop.back_to(good)
+                    loop.state = replace(loop.state, returns=loop.state.returns + 1)
+                    continue
+                good = loop.state
                 if save is not None:
                     save(good)
     except KeyboardInterrupt:
+        if save is not None:
+            save(good)
         kept = _copy(loop.module) if loop.state.best == math.inf else loop.state.kept
         loop.state = replace(loop.state, losses=tuple(loop.losses), kept=kept)
         return True
@@ -368,9 +384,9 @@ def _read(path: Path, mark: str) -> _State:
     try:
         header, tensors = files.load(path, "checkpoint")
     except FileError as error:
-        raise TrainingError(f"training cannot go on: {error}; delete the checkpoint to start anew") from error
+        raise CheckpointError(f"training cannot go on: {error}; delete the checkpoint to start anew") from error
     if header.pop("mark") != mark:
-        raise TrainingError(
+        raise CheckpointError(
             f"the checkpoint {str(path)!r} is of another training: its model, design, seed, networks or "
             f"schedule differ; delete it to start anew, or train as before to go on from it"
         )

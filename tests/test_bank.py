@@ -357,10 +357,10 @@ def test_windows_are_functions_of_seed_and_step_and_meet_every_row(
     monkeypatch.setattr(banks, "WINDOW", 2.5 * (tmp_path / "shard-00000.ampost").stat().st_size)
     bank = banks.open_bank(tmp_path)
     epochs = [
-        [bank.window(step, seed=1).z[:, 0] for step in range(start, start + 300, 100)] for start in (0, 300)
+        [bank.window(step, seed=1).z[:, 0] for step in range(start, start + 400, 100)] for start in (0, 400)
     ]
     for epoch in epochs:
-        assert {len(z) for z in epoch} == {200, 300}
+        assert {len(z) for z in epoch} == {100, 200}
         torch.testing.assert_close(torch.cat(epoch).sort().values, every.z[:, 0].sort().values)
     assert not torch.equal(torch.cat(epochs[0]), torch.cat(epochs[1]))
     assert bank.window(99, seed=1) is bank.window(0, seed=1)
@@ -493,6 +493,47 @@ def test_a_bank_with_a_damaged_shard_does_not_shrink(tmp_path: Path, monkeypatch
     bank = banks.build(model, 200, 0, tmp_path / "bank", show=False)
     (bank.folder / "shard-00000.ampost").write_bytes(b"")
     assert len(banks.build(model, 50, 0, bank.folder, show=False)) == len(bank) == 200
+
+
+def test_a_bank_whose_own_file_is_lost_keeps_its_shards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(banks, "ROWS", 50)
+    model = model_of(falling)
+    bank = banks.build(model, 150, 0, tmp_path / "bank", show=False)
+    before = {path.name: path.read_bytes() for path in bank.folder.glob("*.ampost")}
+    for damage in (lambda path: path.write_bytes(b"half"), Path.unlink):
+        damage(bank.folder / banks.TOP)
+        with pytest.raises(
+            BankError, match=r"damaged or lost, and its shards are not those of 'falling' with seed 1"
+        ):
+            banks.build(model, 150, 1, bank.folder, show=False)
+        again = banks.build(model, 50, 0, bank.folder, show=False)
+        assert len(again) == 150
+        assert {path.name: path.read_bytes() for path in bank.folder.glob("*.ampost")} == before
+
+
+def test_a_shard_in_which_all_fails_does_not_stop_a_bank(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(banks, "ROWS", 2)
+    model = model_of(exploding)
+    bank = banks.build(model, 200, 1, tmp_path / "bank", show=False)
+    empty = [k for k, header in enumerate(bank.headers) if not header["rows"]]
+    assert empty
+    assert len(bank.window(0, 0)) == len(bank) == 200 - bank.failures
+    with pytest.raises(ArgumentError, match="has no rows: all of its simulations failed"):
+        bank.shard(empty[0])
+    assert "all shards are whole" in account(bank.folder)
+
+
+def test_other_files_beside_shards_are_left_alone_and_a_file_is_no_folder(tmp_path: Path) -> None:
+    model = model_of(falling)
+    bank = banks.build(model, 20, 0, tmp_path / "bank", show=False)
+    (bank.folder / "shard-extra.ampost").write_text("notes")
+    assert len(banks.build(model, 20, 0, bank.folder, show=False)) == 20
+    with pytest.raises(BankError, match="is to be the folder of a bank, but it is a file"):
+        banks.build(model, 20, 0, bank.folder / "shard-extra.ampost", show=False)
 
 
 def test_a_look_where_the_bank_knows_nothing_is_refused() -> None:

@@ -465,7 +465,7 @@ def test_sizes_grow_with_the_model_and_wrong_ones_are_refused() -> None:
     with pytest.raises(EstimatorError, match=r"pooling='max'.*mean, attention"):
         Architecture(pooling="max")
     with pytest.raises(EstimatorError, match=r"width=20.*multiple of 8"):
-        EMBEDDINGS["attention"](token=5, conditions=0, width=20, context=4)
+        Architecture(width=20)
 
 
 def test_no_feature_of_a_token_is_large_even_of_constants_and_far_data() -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ampost import training
 from ampost.errors import TrainingError
 from ampost.training import FitReport, Schedule, fit
 
@@ -84,6 +85,41 @@ def test_a_loss_that_is_not_finite_once_is_got_over() -> None:
     assert report.steps == 60
     assert bool(torch.isfinite(weights).all())
     assert report.best < report.validation[0]
+
+
+def test_a_validation_that_is_not_finite_goes_back_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights that overflow between two validations are left behind, and never become a checkpoint."""
+    step, count = training._step, 0
+
+    def spoiling(loop: Any, *rest: Any) -> float:
+        nonlocal count
+        count += 1
+        value = step(loop, *rest)
+        if count == 13:  # the step before the second validation
+            with torch.no_grad():
+                next(iter(loop.module.parameters())).fill_(3e38)
+        return value
+
+    monkeypatch.setattr(training, "_step", spoiling)
+    report, weights = run(Schedule(steps=60, validate_every=7), checkpoint=tmp_path / "x.part")
+    assert report.returns >= 1
+    assert bool(torch.isfinite(weights).all())
+    assert report.best < report.validation[0]
+
+
+def test_an_interrupt_before_the_first_validation_can_go_on(tmp_path: Path) -> None:
+    whole, weights = run()
+    run(checkpoint=tmp_path / "x.part", stop={3: KeyboardInterrupt()})
+    assert (tmp_path / "x.part").exists()
+    again, same = run(checkpoint=tmp_path / "x.part")
+    assert torch.equal(weights, same)
+    assert again.validation == whole.validation
+
+
+@pytest.mark.parametrize("wrong", [{"validate_every": 0}, {"patience": 0}, {"rate": -1.0}, {"clip": 0.0}])
+def test_a_schedule_that_cannot_be_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(TrainingError, match=rf"Schedule\({next(iter(wrong))}="):
+        Schedule(**wrong)
 
 
 def test_a_bad_step_where_a_validation_was_due_does_not_lose_it() -> None:

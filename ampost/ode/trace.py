@@ -96,6 +96,9 @@ class Symbol:
     def __neg__(self) -> Symbol:
         return _apply("neg", self)
 
+    def __pos__(self) -> Symbol:
+        return self
+
     def __abs__(self) -> Symbol:
         return _apply("abs", self)
 
