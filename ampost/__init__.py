@@ -42,7 +42,7 @@ _HOMES = {
     "ProxySettings": "proxy",
     "train_proxy": "proxy",
     "Schedule": "training",
-    "Architecture": "estimator",
+    "Architecture": "architecture",
     "calibrate": "calibration",
     "compare": "comparison",
     "check": "checking",

@@ -19,71 +19,22 @@ import torch
 from torch import Tensor, nn
 
 from ampost import files
+from ampost.architecture import Architecture
 from ampost.behaviour import difference
 from ampost.design import Design, tuples
 from ampost.errors import EstimatorError, UnsupportedError
 from ampost.experiments import Experiments
 from ampost.laplace import Laplace, highest
 from ampost.model import Model
-from ampost.nets import EMBEDDINGS, AttentionSet, perceptron
+from ampost.nets import EMBEDDINGS, perceptron
 from ampost.seeds import seeded
 from ampost.tokens import Scaling, tokens
 from ampost.training import FitReport
 
-DENSITIES = ("zuko_maf", "zuko_nsf", "zuko_nice", "maf", "nsf")  # builders of sbi that draw and score quickly
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 LOG_2PI = math.log(2 * math.pi)
 STARTS = 127  # of the search for a mode, beside the median
 LEAST = 0.01  # share of the density given the context alone, beside the one about the mode
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """Sizes of the networks; `density` is the name of a builder in sbi's `posterior_nn`.
-
-    `pooling` of measurements is "mean" (DeepSet) or "attention". Each transform of the density is shaped by a
-    network of `layers` layers of `hidden` units. With two `passes` it is a coupling, which draws quickly;
-    without a number it is autoregressive.
-    """
-
-    width: int = 96
-    context: int = 64
-    density: str = "zuko_maf"
-    transforms: int = 5
-    hidden: int = 64
-    layers: int = 2
-    passes: int | None = None
-    pooling: str = "attention"
-
-    def __post_init__(self) -> None:
-        if self.density not in DENSITIES:
-            raise EstimatorError(
-                f"Architecture(density={self.density!r}): expected one of {', '.join(DENSITIES)}"
-            )
-        if self.pooling == "attention" and self.width % AttentionSet.HEADS:
-            raise EstimatorError(
-                f"Architecture(width={self.width}) cannot be shared by the {AttentionSet.HEADS} heads of "
-                f"attention; take a multiple of {AttentionSet.HEADS}, or pooling='mean'"
-            )
-        if self.pooling not in EMBEDDINGS:
-            raise EstimatorError(
-                f"Architecture(pooling={self.pooling!r}): expected one of {', '.join(EMBEDDINGS)}"
-            )
-
-    @classmethod
-    def suited(cls, parameters: int, channels: int) -> Architecture:
-        """The default sizes for a model of so many parameters and channels.
-
-        Context and density have at least four numbers to a parameter, the embedding sixteen to a channel: as
-        measured by benchmarks/training/architecture.py, wider ones learn less in the same time.
-        """
-        room = _round(4 * parameters, 64, 256)
-        return cls(width=_round(16 * channels, 96, 192), context=room, hidden=room)
-
-
-def _round(size: int, least: int, most: int) -> int:
-    """The next multiple of eight, between two bounds."""
-    return min(max(-(-size // 8) * 8, least), most)
 
 
 @dataclass(frozen=True)
@@ -207,7 +158,7 @@ class Networks(nn.Module):
         if self.refinement is None:
             return wide
         assert reading.laplace is not None
-        known = self.refinement.known(reading.context, reading.laplace)
+        known = self.refinement.known(self.refinement.features(reading.context, reading.laplace))
         standard = reading.laplace.standard(z.double()).float()
         sharp = self.refinement.density.log_prob(standard, condition=known)
         return self.refinement.mixed(wide, sharp + reading.laplace.log_scale.float(), known)
@@ -232,7 +183,7 @@ class Networks(nn.Module):
         if self.refinement is None:
             return self.wide_sample(reading, draws)
         assert reading.laplace is not None
-        known = self.refinement.known(reading.context, reading.laplace)
+        known = self.refinement.known(self.refinement.features(reading.context, reading.laplace))
         wide = torch.rand(draws, len(known)) < self.refinement.share(known)
         z = reading.laplace.back(self.refinement.density.sample((draws,), condition=known).double())
         most = int(wide.sum(0).max())
@@ -274,12 +225,23 @@ class Refinement(nn.Module):
         known = sizes.context + 2 * z + 1
         self.density: Any = _density(sizes, z, known)
         self.gate = perceptron(known, 32, 1, hidden=1)
+        self.register_buffer("middle", torch.zeros(known))
+        self.register_buffer("spread", torch.ones(known))
 
-    def known(self, context: Tensor, found: Laplace) -> Tensor:
-        """What the density is given (dataset, feature)."""
+    def scale_by(self, seen: Tensor) -> None:
+        """Take the scales of what the density is given from examples (dataset, feature), as `features` are."""
+        self.middle, self.spread = seen.mean(0), seen.std(0).clamp(min=1e-6)
+
+    def features(self, context: Tensor, found: Laplace) -> Tensor:
+        """What is known of each data set (dataset, feature), unscaled."""
         scales = found.factor.diagonal(dim1=-2, dim2=-1).log()
         further = found.decrement.clamp(max=1e6).log1p()[:, None]
-        return torch.cat([context, found.mode.float(), scales.float() / 3, further.float()], -1)
+        return torch.cat([context, found.mode.float(), scales.float(), further.float()], -1)
+
+    def known(self, features: Tensor) -> Tensor:
+        """What the density is given (dataset, feature)."""
+        scaled: Tensor = (features - self.middle) / self.spread
+        return scaled
 
     def share(self, known: Tensor) -> Tensor:
         """The share (dataset,) of draws that come from the density given the context alone."""

@@ -19,9 +19,10 @@ import torch
 from torch import Tensor
 
 from ampost.accuracy import located
+from ampost.architecture import Architecture
 from ampost.bank import Bank
 from ampost.errors import EstimatorError
-from ampost.estimator import QUANTILES, Architecture, Estimator, Layout, Networks, Reading, Teaching
+from ampost.estimator import QUANTILES, Estimator, Layout, Networks, Reading, Teaching
 from ampost.experiments import Experiments
 from ampost.model import Model
 from ampost.ode.problem import Solver

@@ -2,6 +2,7 @@
 
 Data sets are drawn afresh and solved exactly; from the medians of the point head Gauss-Newton steps find each
 mode; what is left to learn is how the posterior differs from a normal there. The embedding stays as it is.
+Where data sets are few for the parameters, noise on what the density is given keeps it from learning by heart.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ import torch
 from torch import Tensor
 
 from ampost import files
+from ampost.architecture import Architecture
 from ampost.errors import FileError, TrainingError
-from ampost.estimator import Architecture, Networks, Refinement, approximated
+from ampost.estimator import Networks, Refinement, approximated
 from ampost.model import Model
 from ampost.progress import progress
 from ampost.seeds import derive, seeded
@@ -27,7 +29,11 @@ from ampost.training import FitReport, Schedule, digest, fit, half_of_the_cores
 CHUNK = 500  # data sets approximated at once; chunk k is a function of (seed, k)
 LEAST = 1_000  # data sets, however little time there is
 HELD_OUT = 0.1  # their share to validate on
+BLUR = 200  # noise on what the density is given is this times parameters over data sets, at most 1
 SEARCH = 0.75  # the share of the time in which modes are sought; a search is slow, the density learns fast
+
+
+_Part = tuple[Tensor, Tensor]  # data sets, and noise on what the density is given
 
 
 @dataclass(frozen=True)
@@ -49,12 +55,12 @@ class Refining:
 
 @dataclass(frozen=True)
 class _Lessons:
-    """What the density about the mode learns from, by data set: what it is given, and the true z there.
+    """What the density about the mode learns from, by data set: its features, and the true z there.
 
     `wide` is the log density of the truth given the context alone, `scale` the log determinant of the map.
     """
 
-    known: Tensor
+    features: Tensor
     standard: Tensor
     scale: Tensor
     wide: Tensor
@@ -84,13 +90,17 @@ def refine(
     lessons = _lessons(model, networks, scaling, settings, seed, mark, SEARCH * seconds, checkpoint, show)
     count = len(lessons.scale)
     held_out = int(HELD_OUT * count)
+    refinement.scale_by(lessons.features[held_out:])
+    blur = min(1.0, BLUR * lessons.standard.shape[1] / count)
 
-    def batch_at(k: int, done: float) -> list[Tensor]:
+    def batch_at(k: int, done: float) -> list[_Part]:
         chosen = torch.Generator().manual_seed(derive(seed, "batch", k))
-        return list(torch.randint(held_out, count, (settings.batch,), generator=chosen).chunk(2))
+        index = torch.randint(held_out, count, (settings.batch,), generator=chosen)
+        noise = blur * torch.randn(len(index), lessons.features.shape[1], generator=chosen)
+        return list(zip(index.chunk(2), noise.chunk(2), strict=True))
 
-    def loss(module: Refinement, index: Tensor, done: float) -> Tensor:
-        return _loss(module, lessons, index)
+    def loss(module: Refinement, part: _Part, done: float) -> Tensor:
+        return _loss(module, lessons, *part)
 
     def validation() -> float:
         return float(_loss(refinement, lessons, torch.arange(held_out)))
@@ -122,8 +132,8 @@ def leftovers(checkpoint: Path) -> list[Path]:
     ]
 
 
-def _loss(module: Refinement, lessons: _Lessons, index: Tensor) -> Tensor:
-    known = lessons.known[index]
+def _loss(module: Refinement, lessons: _Lessons, index: Tensor, noise: Tensor | float = 0.0) -> Tensor:
+    known = module.known(lessons.features[index]) + noise
     sharp = module.density.log_prob(lessons.standard[index][None], condition=known)[0] + lessons.scale[index]
     return -module.mixed(lessons.wide[index], sharp, known).mean()
 
@@ -175,7 +185,7 @@ def _chunk(
             wide = networks.wide_log_density(z.float()[None], reading)[0]
         found = approximated(networks, model, data, reading)
         lessons = _Lessons(
-            refinement.known(reading.context, found),
+            refinement.features(reading.context, found),
             found.standard(z).float(),
             found.log_scale.float(),
             wide,

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from ampost import Design, Doses, Estimator, Experiments, Model, between, observe, odeint
+from ampost.architecture import Architecture
 from ampost.errors import EstimatorError
-from ampost.estimator import Architecture
 from ampost.inference import Settings, train
 from ampost.nets import EMBEDDINGS
 from ampost.plans import DosePlan, Looks
@@ -363,7 +363,8 @@ pyro.enable_validation(wanted := sys.argv[1] == "on")
 torch.distributions.Distribution.set_default_validate_args(wanted)
 kinds = (torch.distributions.Distribution, dist.Distribution, dist.torch_distribution.TorchDistribution)
 before = [getattr(kind, "_validate_args", None) for kind in kinds]
-from ampost.estimator import Architecture, _density
+from ampost.architecture import Architecture
+from ampost.estimator import _density
 _density(Architecture(width=8, context=4, transforms=1, hidden=8), 2, 4)
 assert "sbi" in sys.modules
 refused = []

@@ -9,8 +9,8 @@ import torch
 
 from ampost import Estimator, Model, ProxySettings, Refining, Schedule, Settings, plots, refining, train
 from ampost import bank as banks
+from ampost.architecture import Architecture
 from ampost.errors import BankError, EstimatorError, FileError, TrainingError
-from ampost.estimator import Architecture
 from ampost.learning import EXACT, Batches, train_estimator
 from ampost.proxy import Proxy, train_proxy
 from ampost.tokens import scaling_of

@@ -32,9 +32,10 @@ from ampost import (
     odeint,
     train,
 )
+from ampost.architecture import Architecture
 from ampost.bank import build
 from ampost.errors import ExperimentError
-from ampost.estimator import Architecture, Layout, Networks
+from ampost.estimator import Layout, Networks
 from ampost.experiments import INTERVAL, LEFT, RIGHT, Signals
 from ampost.results import report
 from ampost.stacking import stack

@@ -33,9 +33,10 @@ from torch import Tensor, nn
 from ampost import Estimator, Model, Schedule, Settings
 from ampost import bank as banks
 from ampost import learning as learns
+from ampost.architecture import Architecture
 from ampost.bank import Bank
 from ampost.calibration import inside_band
-from ampost.estimator import Architecture, Layout, Networks, Reading
+from ampost.estimator import Layout, Networks, Reading
 from ampost.plots import save
 from ampost.tokens import Scaling, scaling_of, tokens
 from ampost.training import FitReport, fit
