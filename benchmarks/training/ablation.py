@@ -21,7 +21,6 @@ there is not done again. --draw makes docs/ablation.png of it.
 from __future__ import annotations
 
 import argparse
-import csv
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -30,7 +29,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from scores import TITLES, efficiency
+from scores import TITLES, add, efficiency, measured
 from torch import Tensor
 
 from ampost import Estimator, Model, Schedule, Settings
@@ -46,6 +45,7 @@ from ampost.seeds import derive
 from ampost.tokens import Scaling, tokens
 
 DOCS = Path(__file__).parents[2] / "docs"
+TABLE = DOCS / "ablation.csv"
 ARMS = ("fixed", "fresh", "proxy", "reconstruction")
 PROXIES = {
     "lotka_volterra": ProxySettings(longest=1.0),
@@ -159,20 +159,11 @@ def measure(
         yield [name, solves, arm, seed, *found.values(), estimator.teaching.proxy_error, took]
 
 
-def table() -> list[dict[str, str]]:
-    """What was measured so far."""
-    path = DOCS / "ablation.csv"
-    if not path.exists():
-        return []
-    with path.open(newline="") as held:
-        return list(csv.DictReader(held))
-
-
 def draw() -> None:
     """Loss against solves by arm, a panel for each model; bars span the seeds."""
     import matplotlib.pyplot as plt
 
-    rows = table()
+    rows = measured(TABLE)
     names = list(dict.fromkeys(row["model"] for row in rows))
     figure, axes = plt.subplots(
         1, len(names), figsize=(4.2 * len(names), 3.6), squeeze=False, layout="constrained"
@@ -210,16 +201,10 @@ def main() -> None:
     torch.set_num_threads(1)
     for seed in range(asked.seeds):
         for solves in asked.solves:
-            done = {(r["model"], int(r["solves"]), r["arm"], int(r["seed"])) for r in table()}
+            done = {(r["model"], int(r["solves"]), r["arm"], int(r["seed"])) for r in measured(TABLE)}
             arms = [arm for arm in asked.arms if (asked.model, solves, arm, seed) not in done]
             for row in measure(asked.model, solves, seed, asked.steps, asked.seconds, arms) if arms else ():
-                new = not (DOCS / "ablation.csv").exists()
-                with (DOCS / "ablation.csv").open("a", newline="") as held:
-                    writer = csv.writer(held, lineterminator="\n")
-                    writer.writerows(
-                        ([COLUMNS] if new else []) + [[f"{v:.4g}" if isinstance(v, float) else v for v in row]]
-                    )
-                print(*row, flush=True)
+                add(TABLE, COLUMNS, row)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ docs/architecture.csv is added for each; what is there is not done again. --draw
 from __future__ import annotations
 
 import argparse
-import csv
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -27,7 +26,7 @@ import torch
 from sbi.inference.posteriors.vector_field_posterior import VectorFieldPosterior
 from sbi.neural_nets import posterior_flow_nn
 from scipy.stats import kstest
-from scores import TITLES, best
+from scores import TITLES, add, best, measured
 from torch import Tensor, nn
 
 from ampost import Estimator, Model, Schedule, Settings
@@ -42,6 +41,7 @@ from ampost.tokens import Scaling, scaling_of, tokens
 from ampost.training import FitReport, fit
 
 DOCS = Path(__file__).parents[2] / "docs"
+TABLE = DOCS / "architecture.csv"
 BASE = Architecture(96, 64, "zuko_maf", 5, 64)
 NETWORKS: dict[str, Architecture] = {
     "DeepSet 96": BASE,
@@ -181,20 +181,11 @@ def matched(model: Model, bank: Bank, layers: int, hidden: int, seconds: float) 
     return [report.steps, float(np.mean(values)), *distance(torch.cat(pit)), 1e3 / best(both, 1)]
 
 
-def table() -> list[dict[str, str]]:
-    """What was measured so far."""
-    path = DOCS / "architecture.csv"
-    if not path.exists():
-        return []
-    with path.open(newline="") as held:
-        return list(csv.DictReader(held))
-
-
 def draw() -> None:
     """Loss against draws per second, a panel for each model."""
     import matplotlib.pyplot as plt
 
-    rows = table()
+    rows = measured(TABLE)
     names = list(dict.fromkeys(row["model"] for row in rows))
     figure, axes = plt.subplots(
         len(names), 1, figsize=(7.5, 4.2 * len(names)), squeeze=False, layout="constrained"
@@ -228,7 +219,7 @@ def main() -> None:
     torch.set_num_threads(1)
     model: Model = import_module(f"ampost.zoo.{asked.model}").model()
     bank = banks.build(model, BANK, 0, show=False)
-    done = {(row["model"], row["networks"]) for row in table()}
+    done = {(row["model"], row["networks"]) for row in measured(TABLE)}
     todo: dict[str, Callable[[], list[object]]] = {}
     for name in asked.only:
         if name in MATCHED:
@@ -239,12 +230,7 @@ def main() -> None:
         if (asked.model, name) in done:
             continue
         row = [asked.model, name, asked.seconds, *measure()]
-        new = not (DOCS / "architecture.csv").exists()
-        with (DOCS / "architecture.csv").open("a", newline="") as held:
-            writer = csv.writer(held, lineterminator="\n")
-            text = [f"{v:.4g}" if isinstance(v, float) else str(v) for v in row]
-            writer.writerows([COLUMNS, text] if new else [text])
-        print(*row, flush=True)
+        add(TABLE, COLUMNS, row)
 
 
 if __name__ == "__main__":

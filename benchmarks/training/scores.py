@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 
@@ -35,3 +37,20 @@ def best(call: Callable[[], object], times: int = 5) -> float:
         call()
         taken.append(time.perf_counter() - began)
     return min(taken)
+
+
+def measured(path: Path) -> list[dict[str, str]]:
+    """The lines of a table, if it is there yet."""
+    if not path.exists():
+        return []
+    with path.open(newline="") as held:
+        return list(csv.DictReader(held))
+
+
+def add(path: Path, columns: Sequence[str], row: Sequence[object]) -> None:
+    """Print a line and add it to a table."""
+    new = not path.exists()
+    text = [f"{value:.4g}" if isinstance(value, float) else str(value) for value in row]
+    with path.open("a", newline="") as held:
+        csv.writer(held, lineterminator="\n").writerows([columns, text] if new else [text])
+    print(*text, flush=True)
