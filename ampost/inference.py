@@ -97,7 +97,8 @@ def train(
     if out is not None and math.isfinite(trained.loss):
         trained.save(out)
         if proxy is not None:
-            proxy.save(Path(out).with_suffix(".proxy.ampost"))
+            name = Path(out).name.removesuffix(".ampost")
+            proxy.save(Path(out).with_name(f"{name}.proxy.ampost"))
     if part is not None and not trained.interrupted:
         _forget(part)
     return trained

@@ -243,9 +243,8 @@ def train_estimator(
         return _loss_of(networks, z, seen)
 
     taught = None if proxy is None else digest(proxy.networks)
-    identity = json.dumps(
-        [asdict(settings), model.fingerprint(), seed, bank.origin.identity, len(bank), taught]
-    )
+    untimed = replace(settings, schedule=replace(settings.schedule, seconds=math.inf))
+    identity = json.dumps([asdict(untimed), model.fingerprint(), seed, bank.origin.identity, len(bank), taught])
     refining = None if networks.layout.local else settings.refining
     schedule = settings.schedule
     if refining is not None:

@@ -143,7 +143,8 @@ def test_a_training_that_was_interrupted_goes_on_to_the_same(
     assert stopped.interrupted
     assert (stopped.refining is None) == (at < 40)
     assert part.exists()
-    again = train(kinetics, TINY, seed=0, progress=False, checkpoint=part)
+    longer = replace(TINY, schedule=replace(TINY.schedule, seconds=1e6))
+    again = train(kinetics, longer, seed=0, progress=False, checkpoint=part)
     assert not again.interrupted
     mine, theirs = again.networks.state_dict(), whole.networks.state_dict()
     assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
@@ -188,7 +189,10 @@ def test_an_interrupted_proxy_teaches_nobody_and_goes_on(
         with pytest.raises(KeyboardInterrupt):
             train(kinetics, settings, seed=0, progress=False, checkpoint=part)
     assert (tmp_path / "x.proxy").exists()
-    again = train(kinetics, settings, seed=0, progress=False, checkpoint=part)
+    out = tmp_path / "x.ampost"
+    again = train(kinetics, settings, seed=0, progress=False, checkpoint=part, out=out)
+    assert {path.name for path in tmp_path.iterdir()} == {"x.ampost", "x.proxy.ampost"}
+    Proxy.load(tmp_path / "x.proxy.ampost").belongs_to(kinetics)
     assert again.teaching.proxy_error == whole.teaching.proxy_error
     assert again.report.validation == whole.report.validation
 
