@@ -36,6 +36,7 @@ from ampost import Estimator, Model, Schedule, Settings
 from ampost import bank as banks
 from ampost import learning as learns
 from ampost.accuracy import apart
+from ampost.architecture import Architecture
 from ampost.bank import Bank
 from ampost.estimator import QUANTILES
 from ampost.experiments import Experiments
@@ -98,7 +99,7 @@ def trained(
 ) -> Estimator:
     """An estimator without a density about the mode, of one arm."""
     schedule = Schedule(steps, validate_every=min(200, steps), patience=1_000)
-    settings = Settings(len(bank), schedule, BATCH, refining=None)
+    settings = Settings(len(bank), schedule, BATCH, Architecture(pooling="mean"), refining=None)
     if arm == "fixed":
         return learns.train_estimator(model, bank, settings, seed, show=False, batches=Fixed)
     if arm == "fresh" or proxy is None:
