@@ -29,7 +29,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from scores import TITLES, add, efficiency, measured
+from scores import PROXIES, TITLES, add, efficiency, measured
 from torch import Tensor
 
 from ampost import Estimator, Model, Schedule, Settings
@@ -48,10 +48,6 @@ from ampost.tokens import Scaling, tokens
 DOCS = Path(__file__).parents[2] / "docs"
 TABLE = DOCS / "ablation.csv"
 ARMS = ("fixed", "fresh", "proxy", "reconstruction")
-PROXIES = {
-    "lotka_volterra": ProxySettings(longest=1.0),
-    "ecoli_fed_batch": ProxySettings(longest=0.5, trunk=96, unrolled=0.0),
-}
 TEST, SETS, BATCH = 3_000, 30, 128
 COLUMNS = (
     *("model", "solves", "arm", "seed", "loss", "point", "contraction", "efficiency", "trajectory", "nearest"),

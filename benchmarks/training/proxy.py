@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from scores import PROXIES
 
 from ampost import bank as banks
 from ampost import plots
@@ -24,10 +25,6 @@ from ampost.seeds import derive
 from ampost.training import Schedule
 
 TARGET = 0.2
-SETTINGS = {  # learning whole trajectories over some sixty edges made the error grow
-    "lotka_volterra": ProxySettings(longest=1.0),
-    "ecoli_fed_batch": ProxySettings(longest=0.5, trunk=96, unrolled=0.0),
-}
 DOCS = Path(__file__).parents[2] / "docs"
 
 
@@ -51,7 +48,7 @@ def trained(model: Model, name: str, rows: int, seconds: float) -> Proxy:
     bank = banks.build(model, rows, seed=0)
     print(f"| bank | {len(bank):,} rows in {time.perf_counter() - began:.1f} s |")
     schedule = Schedule(60_000, patience=1_000, validate_every=1_000, seconds=seconds)
-    settings = replace(SETTINGS.get(name, ProxySettings()), schedule=schedule)
+    settings = replace(PROXIES.get(name, ProxySettings()), schedule=schedule)
     spent = time.process_time()
     proxy = train_proxy(model, bank, settings, seed=0)
     steps, passed, spent = proxy.report.steps, proxy.report.seconds, time.process_time() - spent
