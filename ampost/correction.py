@@ -97,7 +97,7 @@ def correct(
     """The exact posterior of one data set from the network's proposal, or from Markov chains that say so."""
     exact = _Exact(model, data)
     reading = trained.reading(model, data)
-    exact.solves += 0 if reading.laplace is None else reading.laplace.solves
+    exact.solves += 0 if reading.ridge is None else reading.ridge.solves
     flow, prior = _flow(trained, reading), _prior(model, data)
     plain = importance.draw_round(
         [importance.shared(flow, 0.95), importance.shared(prior, 0.05)], exact, ROUND, derive(seed, "plain")

@@ -24,9 +24,10 @@ from ampost.behaviour import difference
 from ampost.design import Design, tuples
 from ampost.errors import EstimatorError, UnsupportedError
 from ampost.experiments import Experiments
-from ampost.laplace import Laplace, highest
+from ampost.laplace import highest
 from ampost.model import Model
 from ampost.nets import EMBEDDINGS, perceptron
+from ampost.ridges import Ridge, ridge, sharp_of
 from ampost.seeds import seeded
 from ampost.tokens import Scaling, tokens
 from ampost.training import FitReport
@@ -88,21 +89,21 @@ class Layout:
 class Reading:
     """What the networks read in data: the context, the embedding of each experiment, which are live.
 
-    Of a refined estimator also the normal approximation about the mode.
+    Of a refined estimator also the coordinates about the mode.
     """
 
     context: Tensor
     each: Tensor
     live: Tensor
-    laplace: Laplace | None = None
+    ridge: Ridge | None = None
 
 
 class Networks(nn.Module):
     """Embedding, point heads and densities; those of local parameters are shared by all experiments.
 
     With `traced` there is a head for the parameters whose trajectory is nearest. With `refined` a second
-    density stands in coordinates where the normal approximation about the mode is standard; the two are mixed,
-    so that the first one covers what the mode leaves out.
+    density stands in coordinates about the mode, where the posterior is nearly standard normal; the two are
+    mixed, so that the first one covers what the mode leaves out.
     """
 
     def __init__(
@@ -157,11 +158,11 @@ class Networks(nn.Module):
         wide = self.wide_log_density(z.float(), reading)
         if self.refinement is None:
             return wide
-        assert reading.laplace is not None
-        known = self.refinement.known(self.refinement.features(reading.context, reading.laplace))
-        standard = reading.laplace.standard(z.double()).float()
+        assert reading.ridge is not None
+        known = self.refinement.known(self.refinement.features(reading.context, reading.ridge))
+        standard = reading.ridge.standard(z.double()).float()
         sharp = self.refinement.density.log_prob(standard, condition=known)
-        return self.refinement.mixed(wide, sharp + reading.laplace.log_scale.float(), known)
+        return self.refinement.mixed(wide, sharp + reading.ridge.log_scale.float(), known)
 
     def wide_log_density(self, z: Tensor, reading: Reading) -> Tensor:
         """log q(z | data) by the density given the context alone."""
@@ -182,10 +183,10 @@ class Networks(nn.Module):
         """Draws z (draw, dataset, z)."""
         if self.refinement is None:
             return self.wide_sample(reading, draws)
-        assert reading.laplace is not None
-        known = self.refinement.known(self.refinement.features(reading.context, reading.laplace))
+        assert reading.ridge is not None
+        known = self.refinement.known(self.refinement.features(reading.context, reading.ridge))
         wide = torch.rand(draws, len(known)) < self.refinement.share(known)
-        z = reading.laplace.back(self.refinement.density.sample((draws,), condition=known).double())
+        z = reading.ridge.back(self.refinement.density.sample((draws,), condition=known).double())
         most = int(wide.sum(0).max())
         if most:
             # the first draws of the other density, as many as a data set asks for
@@ -215,14 +216,14 @@ class Networks(nn.Module):
 
 
 class Refinement(nn.Module):
-    """A density about the mode, in coordinates where the normal approximation is standard, and its share.
+    """A density about the mode, in coordinates that follow the ridge there, and its share.
 
-    It is given the context, the mode and the scales of the approximation.
+    It is given the context, the mode and the scales of the coordinates.
     """
 
     def __init__(self, sizes: Architecture, z: int) -> None:
         super().__init__()
-        known = sizes.context + 2 * z + 1
+        known = sizes.context + 2 * z + 1 + sharp_of(z)
         self.density: Any = _density(sizes, z, known)
         self.gate = perceptron(known, 32, 1, hidden=1)
         self.register_buffer("middle", torch.zeros(known))
@@ -232,11 +233,13 @@ class Refinement(nn.Module):
         """Take the scales of what the density is given from examples (dataset, feature), as `features` are."""
         self.middle, self.spread = seen.mean(0), seen.std(0).clamp(min=1e-6)
 
-    def features(self, context: Tensor, found: Laplace) -> Tensor:
+    def features(self, context: Tensor, about: Ridge) -> Tensor:
         """What is known of each data set (dataset, feature), unscaled."""
+        found = about.laplace
         scales = found.factor.diagonal(dim1=-2, dim2=-1).log()
         further = found.decrement.clamp(max=1e6).log1p()[:, None]
-        return torch.cat([context, found.mode.float(), scales.float(), further.float()], -1)
+        known = (context, found.mode, scales, about.width.log(), further)
+        return torch.cat([value.float() for value in known], -1)
 
     def known(self, features: Tensor) -> Tensor:
         """What the density is given (dataset, feature)."""
@@ -286,22 +289,22 @@ def _shape(sizes: Architecture) -> dict[str, Any]:
 
 
 def read(networks: Networks, model: Model, data: Experiments, seen: tuple[Tensor, ...]) -> Reading:
-    """The reading of data and their tokens, with the normal approximation about the mode where it is used."""
+    """The reading of data and their tokens, with the coordinates about the mode where they are used."""
     reading = networks.read(seen)
     if networks.refinement is None:
         return reading
-    return replace(reading, laplace=approximated(networks, model, data, reading))
+    return replace(reading, ridge=about_mode(networks, model, data, reading))
 
 
-def approximated(networks: Networks, model: Model, data: Experiments, reading: Reading) -> Laplace:
-    """The normal approximation about the mode of each data set.
+def about_mode(networks: Networks, model: Model, data: Experiments, reading: Reading) -> Ridge:
+    """The coordinates about the mode of each data set.
 
     The search starts from the medians of the point head and draws given the context.
     """
     median = networks.points(reading)[..., QUANTILES.index(0.5)]
     with seeded(0):
         starts = torch.cat([median[None], networks.wide_sample(reading, STARTS)])
-    return highest(model, data, starts.double().clamp(-4, 4))
+    return ridge(model, data, highest(model, data, starts.double().clamp(-4, 4)))
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ampost.errors import FileError
 
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 
 
 def save(path: str | Path, kind: str, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:

@@ -55,11 +55,6 @@ class Laplace:
         """Coordinates (..., dataset, z) in which the approximation is standard normal."""
         return torch.einsum("nji,...nj->...ni", self.factor, z - self.mode)
 
-    def back(self, u: Tensor) -> Tensor:
-        """z (..., dataset, z) of standard coordinates."""
-        inverse = torch.linalg.inv(self.factor)
-        return self.mode + torch.einsum("nji,...nj->...ni", inverse, u)
-
 
 def highest(model: Model, data: Experiments, starts: Tensor) -> Laplace:
     """As `laplace`, from several starts (start, dataset, z).
@@ -70,8 +65,10 @@ def highest(model: Model, data: Experiments, starts: Tensor) -> Laplace:
     number, count, size = starts.shape
     solves = 0
     if number > PROMISING:
-        rows = torch.arange(count).split(_room(data, number))
-        heights = [_evaluated(model, starts[:, part].double(), data.at(part), model.solver)[0] for part in rows]
+        rows = torch.arange(count).split(at_once(data, number))
+        heights = [
+            evaluated(model, starts[:, part].double(), data.at(part), model.solver).joint for part in rows
+        ]
         best = torch.cat(heights, 1).topk(PROMISING, 0).indices
         starts = starts.gather(0, best[..., None].expand(-1, -1, size))
         solves, number = number * count, PROMISING
@@ -90,8 +87,8 @@ def laplace(model: Model, data: Experiments, start: Tensor, most: int = 12) -> L
     """
     data = data if data.batch else data.unsqueezed(1)
     size = start.shape[-1]
-    slope = _slopes(model, data, size)
-    rows = torch.arange(len(start)).split(_room(data, 1 + len(slope.shifts)))
+    slope = slopes(model, data, size)
+    rows = torch.arange(len(start)).split(at_once(data, 1 + len(slope.shifts)))
     parts = [_found(model, data.at(part), start[part].double(), slope, most) for part in rows]
     return Laplace(
         torch.cat([p.mode for p in parts]),
@@ -102,12 +99,12 @@ def laplace(model: Model, data: Experiments, start: Tensor, most: int = 12) -> L
     )
 
 
-def _room(data: Experiments, draws: int) -> int:
+def at_once(data: Experiments, draws: int) -> int:
     """Data sets at once, with so many draws of each."""
     return max(1, MEMORY // (8 * draws * data.count * data.times.shape[-1]))
 
 
-def _found(model: Model, data: Experiments, start: Tensor, slope: _Slopes, most: int) -> Laplace:
+def _found(model: Model, data: Experiments, start: Tensor, slope: Slopes, most: int) -> Laplace:
     z, solves = start.clone(), 0
     count, size = z.shape
     score, height = torch.zeros_like(z), torch.full((count,), -torch.inf, dtype=z.dtype)
@@ -145,13 +142,13 @@ def _along(
 
     The whole step is taken where it gains a fair share of what is hoped for; else shorter ones are tried too.
     """
-    whole = _evaluated(model, (z + step)[None], data, model.solver)[0][0]
+    whole = evaluated(model, (z + step)[None], data, model.solver).joint[0]
     length = torch.ones_like(height)
     poor = (~(whole - height >= GAINED * hoped)).nonzero()[:, 0]
     if len(poor):
         lengths = torch.tensor((0.0, *LENGTHS, 1.0), dtype=z.dtype)
         between = z[poor] + lengths[1:-1, None, None] * step[poor]
-        tried = _evaluated(model, between, data.at(poor), model.solver)[0]
+        tried = evaluated(model, between, data.at(poor), model.solver).joint
         length[poor] = lengths[torch.cat([height[None, poor], tried, whole[None, poor]]).argmax(0)]
     return z + length[:, None] * step, length, len(z) + len(LENGTHS) * len(poor)
 
@@ -163,8 +160,8 @@ def _solved(matrix: Tensor, right: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class _Slopes:
-    """Log joint (dataset,), its gradient (dataset, z) and information (dataset, z, z) at z (dataset, z).
+class Slopes:
+    """What the model says at z (dataset, z), and how that changes along each coordinate.
 
     `shifts` (shift, 1, z) are along each coordinate of z, and then back where differences go both ways;
     `solves` is what a data set takes.
@@ -176,35 +173,38 @@ class _Slopes:
     solves: int
 
     def __call__(self, z: Tensor, data: Experiments) -> tuple[Tensor, Tensor, Tensor]:
-        size = z.shape[-1]
-        places = torch.cat([z[None], z + self.shifts])
-        joint, centre, width, known = _evaluated(self.model, places, data, self.solver)
-        up, down = slice(1, 1 + size), slice(1 + size, None)
-        if len(self.shifts) == size:
-            down = slice(0, 1)
-        run = float(self.shifts.abs().sum()) / size
+        """Log joint (dataset,), its gradient (dataset, z) and information (dataset, z, z)."""
+        found = evaluated(self.model, self._places(z), data, self.solver)
+        flat = self._slope(found.features(found.width[0])).permute(1, 0, 2)
+        information = flat @ flat.mT + torch.eye(z.shape[-1], dtype=z.dtype)
+        good = torch.isfinite(information).all(-1).all(-1) & torch.isfinite(found.joint[0])
+        information = torch.where(good[:, None, None], information, torch.eye(z.shape[-1], dtype=z.dtype))
+        return found.joint[0], self._slope(found.joint).nan_to_num(0.0, 0.0, 0.0).T, information
 
-        def slope(value: Tensor) -> Tensor:
-            return (value[up] - value[down]) / run
+    def features(self, z: Tensor, data: Experiments) -> tuple[Tensor, Tensor, Tensor]:
+        """Features (dataset, feature) at z, their slopes (dataset, feature, z), and the widths of the noise."""
+        found = evaluated(self.model, self._places(z), data, self.solver)
+        seen = found.features(found.width[0])
+        return seen[0], self._slope(seen).permute(1, 2, 0), found.width[0]
 
-        apart = torch.stack([slope(centre) / width[0], 2**0.5 * slope(width.log())])
-        apart = torch.where(known, apart, 0.0).nan_to_num(0.0, 0.0, 0.0)
-        flat = apart.permute(2, 1, 0, 3).flatten(2)
-        information = flat @ flat.mT + torch.eye(size, dtype=z.dtype)
-        good = torch.isfinite(information).all(-1).all(-1) & torch.isfinite(joint[0])
-        information = torch.where(good[:, None, None], information, torch.eye(size, dtype=z.dtype))
-        return joint[0], slope(joint).nan_to_num(0.0, 0.0, 0.0).T, information
+    def _places(self, z: Tensor) -> Tensor:
+        return torch.cat([z[None], z + self.shifts])
+
+    def _slope(self, value: Tensor) -> Tensor:
+        size = self.shifts.shape[-1]
+        down = value[:1] if len(self.shifts) == size else value[1 + size :]
+        return (value[1 : 1 + size] - down) / (float(self.shifts.abs().sum()) / size)
 
 
-def _slopes(model: Model, data: Experiments, size: int) -> _Slopes:
+def slopes(model: Model, data: Experiments, size: int) -> Slopes:
     """How slopes are taken: to first order by the solver where it can, by differences both ways elsewhere."""
     unit = torch.eye(size, dtype=torch.float64)[:, None]
     solver, answered = _tangent(model.solver)
     with recording() as record:
-        _evaluated(model, torch.cat([0 * unit[:1], NEAR * unit]), data.at(slice(0, 1)), solver)
+        evaluated(model, torch.cat([0 * unit[:1], NEAR * unit]), data.at(slice(0, 1)), solver)
     if len(record.solved) == len(answered):
-        return _Slopes(model, solver, NEAR * unit, 1)
-    return _Slopes(model, model.solver, torch.cat([APART * unit, -APART * unit]), 1 + 2 * size)
+        return Slopes(model, solver, NEAR * unit, 1)
+    return Slopes(model, model.solver, torch.cat([APART * unit, -APART * unit]), 1 + 2 * size)
 
 
 def _tangent(solver: Solver) -> tuple[Solver, list[OdeProblem]]:
@@ -221,14 +221,31 @@ def _tangent(solver: Solver) -> tuple[Solver, list[OdeProblem]]:
     return answer, answered
 
 
-def _evaluated(
-    model: Model, z: Tensor, data: Experiments, solver: Solver
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """At z (draw, dataset, z): log joint (draw, dataset), centres, widths (draw, dataset, point), what counts.
+@dataclass(frozen=True)
+class Evaluated:
+    """Log joint (draw, dataset), centres and widths of the noise (draw, dataset, point), and what counts.
 
-    Points are those of all channels that any data set has. What is censored does not count, nor does the width
-    of counts.
+    Points are those of all channels that any data set has. `known` (2, 1, dataset, point) says whose centre and
+    whose width count: not of what is censored, nor the width of counts.
     """
+
+    joint: Tensor
+    centre: Tensor
+    width: Tensor
+    known: Tensor
+
+    def features(self, unit: Tensor) -> Tensor:
+        """Features (draw, dataset, feature): centres in a unit (dataset, point), log widths; 0 where unknown.
+
+        Where the unit is the width of the noise, the information about z is the squared slope of the features.
+        """
+        both = torch.stack([self.centre / unit, 2**0.5 * self.width.log()])
+        both = torch.where(self.known, both, 0.0).nan_to_num(0.0, 0.0, 0.0)
+        return both.permute(1, 2, 0, 3).flatten(2)
+
+
+def evaluated(model: Model, z: Tensor, data: Experiments, solver: Solver) -> Evaluated:
+    """What the model says at z (draw, dataset, z); the log joint is -inf where the ODE fails."""
     holding = Holding(solver, hold=False)
     with torch.no_grad():
         run = model.run(z, data, holding)
@@ -248,4 +265,4 @@ def _evaluated(
         widths.append(width)
         exact = exact.flatten(1).index_select(1, used)
         known.append(torch.stack([exact, exact & (not noise_of(noise).support.is_discrete)]))
-    return joint, torch.cat(centres, -1), torch.cat(widths, -1), torch.cat(known, -1)[:, None]
+    return Evaluated(joint, torch.cat(centres, -1), torch.cat(widths, -1), torch.cat(known, -1)[:, None])

@@ -1,8 +1,9 @@
 """How an estimator is refined: a second density, in coordinates where the posterior is almost normal.
 
-Data sets are drawn afresh and solved exactly; from the medians of the point head Gauss-Newton steps find each
-mode; what is left to learn is how the posterior differs from a normal there. The embedding stays as it is.
-Where data sets are few for the parameters, noise on what the density is given keeps it from learning by heart.
+Data sets are drawn afresh and solved exactly; from draws of the first density Gauss-Newton steps find each
+mode, and the coordinates follow the ridge there; what is left to learn is how the posterior differs from a
+normal. The embedding stays as it is. Where data sets are few for the parameters, noise on what the density is
+given keeps it from learning by heart.
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ from torch import Tensor
 from ampost import files
 from ampost.architecture import Architecture
 from ampost.errors import FileError, TrainingError
-from ampost.estimator import Networks, Refinement, approximated
+from ampost.estimator import Networks, Refinement, about_mode
 from ampost.model import Model
 from ampost.progress import progress
 from ampost.seeds import derive, seeded
 from ampost.tokens import Scaling, tokens
 from ampost.training import FitReport, Schedule, digest, fit, half_of_the_cores
 
-CHUNK = 500  # data sets approximated at once; chunk k is a function of (seed, k)
+CHUNK = 500  # data sets about_mode at once; chunk k is a function of (seed, k)
 LEAST = 1_000  # data sets, however little time there is
 HELD_OUT = 0.1  # their share to validate on
 BLUR = 200  # noise on what the density is given is this times parameters over data sets, at most 1
@@ -183,7 +184,7 @@ def _chunk(
         with half_of_the_cores():
             reading = networks.read(tokens(data, scaling))
             wide = networks.wide_log_density(z.float()[None], reading)[0]
-        found = approximated(networks, model, data, reading)
+        found = about_mode(networks, model, data, reading)
         lessons = _Lessons(
             refinement.features(reading.context, found),
             found.standard(z).float(),

@@ -40,10 +40,8 @@ def test_it_is_the_posterior_of_a_linear_model(model: Model) -> None:
         torch.testing.assert_close(found.factor[k] @ found.factor[k].T, information, atol=1e-4, rtol=1e-4)
 
 
-def test_its_coordinates_are_there_and_back(model: Model) -> None:
+def test_its_coordinates_grow_by_its_determinant(model: Model) -> None:
     found = laplace(model, model.simulate(4, 1).experiments, torch.zeros(4, 2))
-    z = torch.randn(7, 4, 2, dtype=torch.float64)
-    torch.testing.assert_close(found.back(found.standard(z)), z)
     sign, size = torch.linalg.slogdet(found.factor)
     assert bool((sign > 0).all())
     torch.testing.assert_close(found.log_scale, size)
