@@ -19,7 +19,7 @@ from ampost.model import Model
 from ampost.seeds import seeded
 
 SHARP = 4  # one in so many directions, rounded up, is shifted
-DRAWS = 2.4  # per coefficient of a fit
+DRAWS = 3.5  # per coefficient of a fit
 FEWEST = 32  # draws
 FAR = 3.0  # beyond so many sd of a loose direction the shift stays as it is
 MOST = 1e3  # sd that a draw is off at most

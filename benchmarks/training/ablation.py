@@ -175,8 +175,11 @@ def draw() -> None:
                 where = np.array(sorted(at)) * 1.06 ** (k - 1.5)
                 middle = np.array([np.mean(at[n]) for n in sorted(at)])
                 ends = np.array([[np.min(at[n]), np.max(at[n])] for n in sorted(at)]).T
-                axis.errorbar(where, middle, np.abs(ends - middle), marker="o", ms=4, capsize=2, label=arm)
-        axis.set(xscale="log", xlabel="ODE solves", ylabel="posterior loss (nats)", title=TITLES[name])
+                axis.errorbar(
+                    where, middle, np.abs(ends - middle), marker="o", ms=4, capsize=2, color=f"C{k}", label=arm
+                )
+        axis.set(xscale="log", xlim=(600, 170_000), title=TITLES[name])
+        axis.set(xlabel="ODE solves", ylabel="posterior loss (nats)")
     axes[0, 0].legend(frameon=False)
     save(figure, DOCS / "ablation.png")
 
