@@ -22,7 +22,8 @@ from ampost.experiments import Experiments
 from ampost.importance import Draws
 from ampost.learning import Settings, enough_rows, train_estimator
 from ampost.model import Model
-from ampost.optimize import Optimum, maximise
+from ampost.optima import STARTS, names, optima
+from ampost.optimize import maximise
 from ampost.progress import tell
 from ampost.proxy import train_proxy
 from ampost.refining import leftovers
@@ -125,7 +126,7 @@ def infer(
         budget: draws, effective size, solves.
         settings: how to train if that is needed.
         progress: False is quiet.
-        optimum: also search the mode in z by BFGS.
+        optimum: also search the optima by BFGS: `map_z`, `map` and `mle` in `fit`, and what the data determine.
 
     Raises:
         ExperimentError: more than one data set, an unknown channel, a value outside the support.
@@ -157,15 +158,26 @@ def infer(
         "rhat": corrected.rhat,
         "effective_size": _by_parameter(model, data, corrected.effective),
     }
-    if optimum:
-        best = _mode(model, data, corrected.z[log_joint.argmax()])
-        fit["map_z"] = results.by_label(model.parameters(best.z[None, None], data))
-        fit |= {"best_log_joint": best.log_joint, "gradients": best.gradients}
+    found = None
+    if optimum and bool(torch.isfinite(log_joint).any()):
+        # the best draw of each quarter of them
+        starts = torch.stack([corrected.z[k::STARTS][log_joint[k::STARTS].argmax()] for k in range(STARTS)])
+        found = optima(model, data, starts)
+        for name, end in (("map_z", found.map_z), ("map", found.map), ("mle", found.mle)):
+            if name != "mle" or found.bounded:
+                fit[name] = results.by_label(model.parameters(end.z[None, None], data))
+        fit |= {"best_log_joint": found.map_z.log_joint, "gradients": found.gradients}
+        fit["condition_number"] = found.condition
     verdict = _verdict(model, data, trained, corrected, reported, seed)
+    if found is not None:
+        verdict = replace(verdict, reasons=(*verdict.reasons, str(found)))
     fit |= {"computation": verdict.computation, "data": verdict.data, "verdict": str(verdict)}
     prior = results.prior_draws(model, data, 1_000, derive(seed, "prior"))
     weighted = None if corrected.sampled else _weighted(corrected.final)
-    return results.build(model, data, corrected.z, reported, prior, fit, weighted)
+    tree = results.build(model, data, corrected.z, reported, prior, fit, weighted)
+    if found is not None:
+        tree["optima"] = results.optima_group(found, names(model, data))
+    return tree
 
 
 def _ready(
@@ -227,10 +239,6 @@ def preliminary(model: Model, data: Experiments, seed: int, progress: bool | Non
 def _point(model: Model, data: Experiments, trained: Estimator) -> dict[str, float]:
     median = trained.quantiles(data)[:, :, QUANTILES.index(0.5)]
     return results.by_label(model.parameters(median[None], data))
-
-
-def _mode(model: Model, data: Experiments, start: Tensor) -> Optimum:
-    return maximise(lambda z: model.log_joint(z[:, None], data)[:, 0], start[None])[0]
 
 
 def _by_parameter(model: Model, data: Experiments, effective: Tensor) -> dict[str, float]:

@@ -19,6 +19,7 @@ from torch import Tensor
 from ampost.experiments import CENSORING, Channel, Experiments
 from ampost.labels import constant, entries, laid
 from ampost.model import Model, Scores
+from ampost.optima import Optima
 from ampost.passes import Fixed, double, idle
 from ampost.program import answering, recording, replaying
 from ampost.seeds import derive
@@ -381,6 +382,21 @@ def prior_draws(model: Model, data: Experiments, count: int, seed: int) -> dict[
     """Parameters drawn from the prior, without solving any ODE."""
     looks = data.without_values().expand((count,))
     return dict(model.simulate_at(None, looks, seed, solver=idle).parameters)
+
+
+def optima_group(found: Optima, named: list[str]) -> xr.DataTree:
+    """The optima in z, and the information at `map_z`; coordinates of z go by their parameters."""
+    ends = {"map_z": found.map_z, "map": found.map, "mle": found.mle}
+    return xr.DataTree(
+        xr.Dataset(
+            {
+                "z": (("optimum", "coordinate"), torch.stack([e.z for e in ends.values()]).numpy()),
+                "converged": (("optimum",), [e.converged for e in ends.values()]),
+                "information": (("coordinate", "coordinate_2"), found.information.numpy()),
+            },
+            {"optimum": list(ends), "coordinate": named, "coordinate_2": named},
+        )
+    )
 
 
 def calibration_tree(
