@@ -31,7 +31,7 @@ from filelock import FileLock, Timeout
 from ampost import files
 from ampost.behaviour import difference
 from ampost.design import Design
-from ampost.errors import ArgumentError, BankError, FileError, TrainingError
+from ampost.errors import ArgumentError, BankError, FileError, FormatError, TrainingError
 from ampost.knots import drawn, enough, table
 from ampost.model import Model
 from ampost.ode.failures import Failure
@@ -317,6 +317,8 @@ def _begun(model: Model, rows: int, seed: int, folder: Path) -> Origin:
     if (folder / TOP).exists() or _there(folder):
         try:
             origin = origin_of(folder)
+        except FormatError:
+            raise
         except FileError:
             origin = _again(model, seed, folder)
         _refuse_other(folder, origin, model)

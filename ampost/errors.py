@@ -58,4 +58,8 @@ class BankError(AmpostError):
 
 
 class FileError(AmpostError):
-    """A file is damaged, of another kind, or of a newer format."""
+    """A file is damaged, of another kind, or of another format."""
+
+
+class FormatError(FileError):
+    """A file was written by an earlier or a later ampost."""

@@ -21,9 +21,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ampost.errors import FileError
+from ampost.errors import FileError, FormatError
 
-FORMAT_VERSION = 5
+FORMAT_VERSION = 4
+LATER = {"estimator": 5, "modes": 5, "checkpoint": 5}  # kinds of files that changed since
+
+
+def version_of(kind: str) -> int:
+    """The format version in which files of a kind are written and read."""
+    return LATER.get(kind, FORMAT_VERSION)
 
 
 def save(path: str | Path, kind: str, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
@@ -36,7 +42,7 @@ def save(path: str | Path, kind: str, header: Mapping[str, Any], tensors: Mappin
     body = json.dumps(header)  # in its order: that of channels and conditions means something
     metadata = {
         "format": "ampost",
-        "version": str(FORMAT_VERSION),
+        "version": str(version_of(kind)),
         "kind": kind,
         "header": body,
         "checksum": _checksum(body, contiguous),
@@ -60,7 +66,8 @@ def load(path: str | Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]
     """Read what `save` wrote.
 
     Raises:
-        FileError: no such file, not an ampost file, another kind, a newer format, or damaged.
+        FileError: no such file, not an ampost file, another kind, or damaged.
+        FormatError: it has another format version.
     """
     metadata, tensors = _read(Path(path), kind, True)
     if metadata["checksum"] != _checksum(metadata["header"], tensors):
@@ -93,19 +100,18 @@ def _read(path: Path, kind: str, whole: bool) -> tuple[dict[str, str], dict[str,
     missing = {"version", "kind", "header", "checksum"} - set(metadata)
     if missing or not metadata["version"].isdigit():
         raise FileError(f"{str(path)!r} is damaged: its header lacks a version or more; make it again")
-    version = int(metadata["version"])
-    if version > FORMAT_VERSION:
-        raise FileError(
-            f"{str(path)!r} has format version {version}; this ampost reads up to "
-            f"{FORMAT_VERSION}: upgrade ampost"
-        )
-    if version < FORMAT_VERSION:
-        raise FileError(
-            f"{str(path)!r} has format version {version}, of an earlier ampost; this one reads "
-            f"{FORMAT_VERSION}: make the file again"
-        )
     if metadata["kind"] != kind:
         raise FileError(f"{str(path)!r} is of kind {metadata['kind']!r}, expected {kind!r}: give another file")
+    version, known = int(metadata["version"]), version_of(kind)
+    if version > known:
+        raise FormatError(
+            f"{str(path)!r} has format version {version}; this ampost reads up to {known}: upgrade ampost"
+        )
+    if version < known:
+        raise FormatError(
+            f"{str(path)!r} has format version {version}, of an earlier ampost; this one reads {known}: "
+            f"make the file again"
+        )
     return metadata, tensors
 
 

@@ -31,7 +31,7 @@ from ampost import bank as banks
 from ampost.accuracy import located, noise_units
 from ampost.banking import account
 from ampost.cli import app
-from ampost.errors import ArgumentError, BankError, FileError, TrainingError, UnsupportedError
+from ampost.errors import ArgumentError, BankError, FileError, FormatError, TrainingError, UnsupportedError
 from ampost.experiments import Input
 from ampost.knots import drawn, enough
 from ampost.ode.compiled import Compiled
@@ -585,3 +585,12 @@ def test_inputs_that_all_rows_share_are_stored_once(tmp_path: Path) -> None:
     assert signal.value.shape == (200, 1, 300)
     stored = bank.headers[0]["rows"] * (bank.origin.knots + 600) * 16
     assert (tmp_path / "shard-00000.ampost").stat().st_size < 1.1 * stored + 50_000
+
+
+def test_a_bank_of_another_format_is_not_taken_for_a_damaged_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    banks.build(model_of(falling), 100, 3, tmp_path, show=False)
+    monkeypatch.setattr("ampost.files.FORMAT_VERSION", 99)
+    with pytest.raises(FormatError, match="of an earlier ampost; this one reads 99"):
+        banks.build(model_of(falling), 100, 3, tmp_path, show=False)
