@@ -17,6 +17,7 @@ from ampost.errors import ArgumentError
 from ampost.estimator import Estimator, Reading
 from ampost.experiments import Experiments
 from ampost.importance import Component, Draws
+from ampost.judging import FINAL, Judged, alike, judged
 from ampost.mcmc import SmcResult, convergence, hmc, smc
 from ampost.model import Model
 from ampost.progress import progress, tell
@@ -24,7 +25,6 @@ from ampost.seeds import derive
 
 ROUND = 1_000
 ROUNDS = 3
-GOOD = 0.7
 CHAINS, WARMUP, LENGTHS = 64, 30, (50, 100, 200, 400, 800)
 RHAT, LEAST = 1.01, 400
 
@@ -42,7 +42,7 @@ class Budget:
     solves: int = 100_000
 
     def __post_init__(self) -> None:
-        for name, least in (("draws", 1), ("effective_size", 100), ("solves", 4 * ROUND)):
+        for name, least in (("draws", 1), ("effective_size", 100), ("solves", (ROUNDS + 1) * ROUND + FINAL)):
             if not getattr(self, name) >= least:
                 raise ArgumentError(f"Budget({name}={getattr(self, name)}): expected at least {least}")
 
@@ -51,15 +51,17 @@ class Budget:
 class Corrected:
     """Equally weighted draws z (draw, z) of one data set, and the final round that speaks for them.
 
-    `khat` and `effective` (z,) are those of the final round; `khat_network` is that of the network's
-    draws alone. `sampled` draws are those of Markov chains, `effective` and `rhat` are theirs, and `solves`
-    counts a gradient as one more than the number of coordinates. `rhat` is NaN where nothing was sampled.
+    `judged` is what the final round says of itself, `effective` (z,) are the effective sizes of `z`;
+    `khat_network` is that of the network's draws alone, `alike` whether these have the corrected marginals.
+    `sampled` draws are those of Markov chains, `effective` and `rhat` are theirs, and `solves` counts a
+    gradient as one more than the number of coordinates. `rhat` is NaN where nothing was sampled.
     """
 
     z: Tensor
     final: Draws
-    khat: float
+    judged: Judged
     khat_network: float
+    alike: bool
     effective: Tensor
     log_evidence: float
     log_evidence_error: float
@@ -105,29 +107,35 @@ def correct(
     khat_network = _khat_alone(plain, flow)
     proposal, rate, shaped_by = _adapt(plain, flow, prior, exact, derive(seed, "adapt"))
     final = _final(proposal, exact, rate, derive(seed, "final"), budget)
-    if not _good(final) and float(importance.kish(final.log_weight)) >= 10 * final.z.shape[-1]:
+    said = judged(final)
+    if said.faults and float(importance.kish(final.log_weight)) >= 10 * final.z.shape[-1]:
         # many draws know better than few where the proposal is thin
         proposal = _mixture(
             _fitted(final.z, final.log_weight, derive(seed, "refit")), flow, prior, _share(final)
         )
         trial = importance.draw_round(proposal, exact, ROUND, derive(seed, "retrial"))
         final, shaped_by = _final(proposal, exact, _rate(trial), derive(seed, "refined"), budget), "weights"
-    if _good(final):
-        return _accepted(final, exact, khat_network, shaped_by, derive(seed, "equal"), budget)
+        said = judged(final)
+    same = alike(trained.sample(reading, FINAL, derive(seed, "alone")), final)
+    network = (khat_network, same)
+    if not said.faults:
+        return _accepted(final, said, exact, network, shaped_by, derive(seed, "equal"), budget)
     found = _from_prior(model, data, exact, derive(seed, "smc"), max(budget.draws, ROUND))
     if found.complete:
         fitted = _fitted(found.z, torch.zeros_like(found.log_joint), seed)
         proposal = _mixture(fitted, flow, prior, 0.05)
         trial = importance.draw_round(proposal, exact, ROUND, derive(seed, "trial"))
         final = _final(proposal, exact, _rate(trial), derive(seed, "last"), budget)
-        if _good(final):
-            return _accepted(final, exact, khat_network, "prior", derive(seed, "equal"), budget)
+        said = judged(final)
+        if not said.faults:
+            return _accepted(final, said, exact, network, "prior", derive(seed, "equal"), budget)
     z, effective, rhat, gradients = _by_chains(model, data, found, derive(seed, "nuts"), budget.draws, show)
     return Corrected(
         z=z,
         final=final,
-        khat=float(importance.khat(final.log_weight)),
+        judged=said,
         khat_network=khat_network,
+        alike=False,
         effective=effective,
         log_evidence=float(found.log_evidence) if found.complete else float("nan"),
         log_evidence_error=float("nan"),
@@ -235,39 +243,42 @@ def _from_prior(model: Model, data: Experiments, exact: _Exact, seed: int, parti
 
 
 def _final(proposal: list[Component], exact: _Exact, rate: float, seed: int, budget: Budget) -> Draws:
-    """A fresh round from the frozen proposal; one more where its effective size falls short."""
-    left = max(budget.solves - exact.solves, ROUND)
-    count = min(max(int(1.1 * budget.effective_size / max(rate, 0.05)), ROUND), left)
-    final = importance.draw_round(proposal, exact, count, derive(seed, "first"))
-    size = float(importance.effective_sizes(final).min())
+    """A fresh round from the frozen proposal, and further draws while its effective size falls short."""
     left = budget.solves - exact.solves
-    if size >= budget.effective_size or left < ROUND or size < 0.01 * count:
-        return final
-    more = min(int(1.1 * (budget.effective_size - size) * count / size) + 100, left)
-    return importance.joined(final, importance.draw_round(proposal, exact, more, derive(seed, "second")))
+    count = max(min(int(1.1 * budget.effective_size / max(rate, 0.05)), left), FINAL)
+    final = importance.draw_round(proposal, exact, count, derive(seed, "first"))
+    size, left = judged(final).smallest, budget.solves - exact.solves
+    while size < budget.effective_size and left >= ROUND and size >= 0.01 * len(final.z):
+        more = min(int(1.1 * (budget.effective_size - size) * len(final.z) / size) + 100, left)
+        further = importance.draw_round(proposal, exact, more, derive(seed, "further", len(final.z)))
+        final = importance.joined(final, further)
+        size, left = judged(final).smallest, budget.solves - exact.solves
+    return final
 
 
 def _accepted(
-    final: Draws, exact: _Exact, khat_network: float, shaped_by: str, seed: int, budget: Budget
+    final: Draws,
+    said: Judged,
+    exact: _Exact,
+    network: tuple[float, bool],
+    shaped_by: str,
+    seed: int,
+    budget: Budget,
 ) -> Corrected:
     z, _ = importance.equally_weighted(final, exact, budget.draws, seed)
     evidence, error = importance.log_evidence(final.log_weight)
     return Corrected(
         z=z[:, 0],
         final=final,
-        khat=float(importance.khat(final.log_weight)),
-        khat_network=khat_network,
-        effective=importance.effective_sizes(final)[0],
+        judged=said,
+        khat_network=network[0],
+        alike=network[1],
+        effective=said.effective,
         log_evidence=float(evidence),
         log_evidence_error=float(error),
         solves=exact.solves,
         shaped_by=shaped_by,
     )
-
-
-def _good(final: Draws) -> bool:
-    smallest = min(float(importance.kish(final.log_weight)), float(importance.effective_sizes(final).min()))
-    return float(importance.khat(final.log_weight)) < GOOD and smallest >= 400
 
 
 def _rate(found: Draws) -> float:

@@ -188,6 +188,21 @@ def effective_sizes(draws: Draws) -> Tensor:
     return (w * centred).sum(0) / (w.square() * centred).sum(0).clamp(min=1e-300)
 
 
+def halves_apart(draws: Draws) -> Tensor:
+    """How far the means of two halves are apart in combined standard errors, (dataset, z).
+
+    Every other draw makes a half, so that both have the components in the same shares. NaN where one half
+    has no weight.
+    """
+    means, errors = [], []
+    for half in (slice(0, None, 2), slice(1, None, 2)):
+        z, w = draws.z[half], torch.softmax(draws.log_weight[half], 0)[..., None]
+        means.append((w * z).sum(0))
+        errors.append((w.square() * (z - means[-1]).square()).sum(0))
+    apart: Tensor = (means[0] - means[1]).abs() / (errors[0] + errors[1]).sqrt().clamp(min=1e-300)
+    return apart
+
+
 def log_evidence(log_weight: Tensor) -> tuple[Tensor, Tensor]:
     """Log mean of the raw weights and its standard deviation (delta method), (dataset,)."""
     count = log_weight.shape[0]

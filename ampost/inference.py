@@ -15,11 +15,12 @@ from torch import Tensor
 
 from ampost import bank as banks
 from ampost import checks, results
-from ampost.correction import CHAINS, GOOD, Budget, Corrected, correct
+from ampost.correction import CHAINS, Budget, Corrected, correct
 from ampost.errors import CheckpointError, EstimatorError, ExperimentError, FileError
 from ampost.estimator import QUANTILES, Estimator
 from ampost.experiments import Experiments
 from ampost.importance import Draws
+from ampost.judging import shape
 from ampost.learning import Settings, enough_rows, train_estimator
 from ampost.model import Model
 from ampost.optima import STARTS, names, optima
@@ -140,8 +141,9 @@ def infer(
         data = data.at(0)
     data = model.prepare(data)
     trained = _ready(model, data, estimator, settings, seed, progress)
+    budget = budget or Budget()
     began = time.monotonic()
-    corrected = correct(model, data, trained, derive(seed, "correct"), budget or Budget(), progress)
+    corrected = correct(model, data, trained, derive(seed, "correct"), budget, progress)
     seconds = time.monotonic() - began
     reported = results.report(model, data, corrected.z, seed)
     log_joint = reported.scores.log_joint[:, 0]
@@ -150,7 +152,7 @@ def infer(
         "seconds": seconds,
         "seconds_training": trained.seconds,
         "best_log_joint": float(log_joint.max()),
-        "khat": corrected.khat,
+        "khat": corrected.judged.khat,
         "khat_network": corrected.khat_network,
         "log_evidence": corrected.log_evidence,
         "log_evidence_error": corrected.log_evidence_error,
@@ -168,7 +170,7 @@ def infer(
                 fit[name] = results.by_label(model.parameters(end.z[None, None], data))
         fit |= {"best_log_joint": found.map_z.log_joint, "gradients": found.gradients}
         fit["condition_number"] = found.condition
-    verdict = _verdict(model, data, trained, corrected, reported, seed)
+    verdict = _verdict(model, data, trained, corrected, budget.effective_size, reported, seed)
     if found is not None:
         verdict = replace(verdict, reasons=(*verdict.reasons, str(found)))
     fit |= {"computation": verdict.computation, "data": verdict.data, "verdict": str(verdict)}
@@ -266,13 +268,17 @@ def _verdict(
     data: Experiments,
     trained: Estimator,
     corrected: Corrected,
+    wanted: int,
     reported: results.Report,
     seed: int,
 ) -> Verdict:
-    computation, reason = _computation(corrected)
+    computation, reason = _computation(corrected, wanted)
     numbers = {
-        "khat": corrected.khat,
+        "khat": corrected.judged.khat,
         "khat_network": corrected.khat_network,
+        "largest_weight": corrected.judged.largest,
+        "halves_apart": corrected.judged.apart,
+        "failed": corrected.judged.failed,
         "effective_size": float(corrected.effective.min()),
         "solves": float(corrected.solves),
     }
@@ -280,14 +286,12 @@ def _verdict(
     return Verdict(computation, state, (reason, words), numbers | p_values)
 
 
-def _computation(corrected: Corrected) -> tuple[str, str]:
+def _computation(corrected: Corrected, wanted: int) -> tuple[str, str]:
     """The computation's label and the sentence behind it."""
     smallest = float(corrected.effective.min())
     if corrected.sampled:
         chains = f"largest R-hat {corrected.rhat:.3f}, smallest effective size {smallest:.0f}"
-        why = f"No proposal carried the weights (k-hat {corrected.khat:.2f}, too small an effective size)"
-        if corrected.khat >= GOOD:
-            why = f"No proposal carried the weights (k-hat {corrected.khat:.2f} at the end)"
+        why = f"No proposal carried the weights ({'; '.join(corrected.judged.faults)})"
         if corrected.complete:
             return "sampled", f"{why}, so these draws are from {CHAINS} Markov chains: {chains}."
         if corrected.rhat != corrected.rhat:
@@ -299,9 +303,10 @@ def _computation(corrected: Corrected) -> tuple[str, str]:
             f"{why}, and the {CHAINS} Markov chains from there do not agree or are too short: {chains}; "
             f"try baselines.nuts with more draws, a tighter prior, or fewer parameters."
         )
+    short = f" of {wanted} asked for: the budget of solves ended" if smallest < wanted else ""
     said = (
-        f"k-hat {corrected.khat:.2f} (network alone {_shape(corrected.khat_network)}), smallest effective "
-        f"size {smallest:.0f}, {corrected.solves} ODE solves."
+        f"k-hat {corrected.judged.khat:.2f} (network alone {shape(corrected.khat_network)}), smallest "
+        f"effective size {smallest:.0f}{short}, {corrected.solves} ODE solves."
     )
     how = {
         "network": "The network's draws, weighted",
@@ -309,13 +314,8 @@ def _computation(corrected: Corrected) -> tuple[str, str]:
         "bridge": "The network was far off; its draws were carried to the posterior by sequential Monte Carlo",
         "prior": "The proposal was found from the prior, without the network",
     }[corrected.shaped_by]
-    trusted = corrected.shaped_by == "network" and corrected.khat_network < 0.5 and corrected.khat < 0.5
+    trusted = corrected.khat_network < 0.5 and corrected.alike
     return "trusted" if trusted else "corrected", f"{how}: {said}"
-
-
-def _shape(khat: float) -> str:
-    """k-hat in words where it is not a number to print."""
-    return f"{khat:.2f}" if khat < torch.inf else "beyond measure: few draws carry all weight"
 
 
 def _data_state(

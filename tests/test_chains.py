@@ -92,13 +92,13 @@ def test_the_verdict_says_sampled_or_failed_by_the_chains(kinetics: Model, train
     data = kinetics.simulate(1, seed=3).experiments.at(0)
     found = correct(kinetics, data, trained, 0, Budget(draws=100, effective_size=500))
     chains = replace(found, sampled=True, rhat=1.004, effective=torch.full((3,), 900.0))
-    label, words = _computation(chains)
+    label, words = _computation(chains, 500)
     assert label == "sampled"
     assert "largest R-hat 1.004, smallest effective size 900" in words
-    label, words = _computation(replace(chains, rhat=1.2))
+    label, words = _computation(replace(chains, rhat=1.2), 500)
     assert label == "failed"
     assert "do not agree or are too short" in words
-    label, words = _computation(replace(chains, rhat=math.nan))
+    label, words = _computation(replace(chains, rhat=math.nan), 500)
     assert label == "failed"
     assert "no parameters under the prior explain these data" in words
 
@@ -106,7 +106,7 @@ def test_the_verdict_says_sampled_or_failed_by_the_chains(kinetics: Model, train
 def test_infer_falls_back_to_chains_where_the_weights_fail(
     kinetics: Model, trained: Estimator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ampost.correction.GOOD", -10.0)  # no k-hat is good enough
+    monkeypatch.setattr("ampost.judging.GOOD", -10.0)  # no k-hat is good enough
     data = kinetics.simulate(1, seed=3).experiments.at(0)
     result = infer(kinetics, data, trained, seed=1, optimum=False, progress=False)
     assert result["fit/computation"].item() == "sampled"

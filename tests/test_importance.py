@@ -226,7 +226,7 @@ def test_a_network_that_is_wrong_is_corrected(kinetics: Model, trained: Estimato
     bad = correct(kinetics, data, blind, 0, budget)
     assert not bad.sampled
     assert bad.shaped_by != "network"
-    assert bad.khat < 0.7
+    assert bad.judged.khat < 0.7
     assert bad.log_evidence == pytest.approx(good.log_evidence, abs=0.15)
     close = (bad.z.mean(0) - good.z.mean(0)).abs() / good.z.std(0)
     assert float(close.max()) < 0.15
