@@ -20,6 +20,7 @@ from ampost.importance import Component, Draws
 from ampost.judging import FINAL, Judged, alike, judged
 from ampost.mcmc import SmcResult, convergence, hmc, smc
 from ampost.model import Model
+from ampost.modes import Modes, search
 from ampost.progress import progress, tell
 from ampost.seeds import derive
 
@@ -48,11 +49,28 @@ class Budget:
 
 
 @dataclass(frozen=True)
+class Alone:
+    """What the network was worth by itself: k-hat of its draws, and whether they have the corrected marginals.
+
+    `modes` were found from the prior, `missed` of which the adapted proposal had thought little of.
+    """
+
+    khat: float
+    alike: bool
+    modes: Modes
+    missed: int
+
+    @property
+    def trusted(self) -> bool:
+        """Whether the network's draws would have done."""
+        return self.khat < 0.5 and self.alike and not self.missed
+
+
+@dataclass(frozen=True)
 class Corrected:
     """Equally weighted draws z (draw, z) of one data set, and the final round that speaks for them.
 
-    `judged` is what the final round says of itself, `effective` (z,) are the effective sizes of `z`;
-    `khat_network` is that of the network's draws alone, `alike` whether these have the corrected marginals.
+    `judged` is what the final round says of itself, `effective` (z,) are the effective sizes of `z`.
     `sampled` draws are those of Markov chains, `effective` and `rhat` are theirs, and `solves` counts a
     gradient as one more than the number of coordinates. `rhat` is NaN where nothing was sampled.
     """
@@ -60,8 +78,7 @@ class Corrected:
     z: Tensor
     final: Draws
     judged: Judged
-    khat_network: float
-    alike: bool
+    network: Alone
     effective: Tensor
     log_evidence: float
     log_evidence_error: float
@@ -104,10 +121,15 @@ def correct(
     plain = importance.draw_round(
         [importance.shared(flow, 0.95), importance.shared(prior, 0.05)], exact, ROUND, derive(seed, "plain")
     )
-    khat_network = _khat_alone(plain, flow)
-    proposal, rate, shaped_by = _adapt(plain, flow, prior, exact, derive(seed, "adapt"))
-    final = _final(proposal, exact, rate, derive(seed, "final"), budget)
-    said = judged(final)
+    proposal, trial, shaped_by = _adapt(plain, flow, prior, exact, derive(seed, "adapt"))
+    modes = search(model, data, seed)
+    exact.solves += modes.solves
+    missed = modes.outside(lambda z: importance.log_mixture(z, proposal), _evidence(trial))
+    if len(missed):
+        proposal = _with_modes(proposal, modes, missed, _evidence(trial))
+        trial = importance.draw_round(proposal, exact, ROUND, derive(seed, "modes"))
+    final = _final(proposal, exact, _rate(trial), derive(seed, "final"), budget)
+    said = _judged(final, proposal, modes)
     if said.faults and float(importance.kish(final.log_weight)) >= 10 * final.z.shape[-1]:
         # many draws know better than few where the proposal is thin
         proposal = _mixture(
@@ -115,9 +137,13 @@ def correct(
         )
         trial = importance.draw_round(proposal, exact, ROUND, derive(seed, "retrial"))
         final, shaped_by = _final(proposal, exact, _rate(trial), derive(seed, "refined"), budget), "weights"
-        said = judged(final)
-    same = alike(trained.sample(reading, FINAL, derive(seed, "alone")), final)
-    network = (khat_network, same)
+        said = _judged(final, proposal, modes)
+    network = Alone(
+        _khat_alone(plain, flow),
+        alike(trained.sample(reading, FINAL, derive(seed, "alone")), final),
+        modes,
+        len(missed),
+    )
     if not said.faults:
         return _accepted(final, said, exact, network, shaped_by, derive(seed, "equal"), budget)
     found = _from_prior(model, data, exact, derive(seed, "smc"), max(budget.draws, ROUND))
@@ -126,7 +152,7 @@ def correct(
         proposal = _mixture(fitted, flow, prior, 0.05)
         trial = importance.draw_round(proposal, exact, ROUND, derive(seed, "trial"))
         final = _final(proposal, exact, _rate(trial), derive(seed, "last"), budget)
-        said = judged(final)
+        said = _judged(final, proposal, modes)
         if not said.faults:
             return _accepted(final, said, exact, network, "prior", derive(seed, "equal"), budget)
     z, effective, rhat, gradients = _by_chains(model, data, found, derive(seed, "nuts"), budget.draws, show)
@@ -134,8 +160,7 @@ def correct(
         z=z,
         final=final,
         judged=said,
-        khat_network=khat_network,
-        alike=False,
+        network=network,
         effective=effective,
         log_evidence=float(found.log_evidence) if found.complete else float("nan"),
         log_evidence_error=float("nan"),
@@ -144,6 +169,27 @@ def correct(
         sampled=True,
         rhat=rhat,
     )
+
+
+def _evidence(found: Draws) -> float:
+    return float(importance.log_evidence(found.log_weight)[0])
+
+
+def _judged(final: Draws, proposal: list[Component], modes: Modes) -> Judged:
+    """What a final round says of itself, and how many modes its proposal thinks little of."""
+    lost = modes.outside(lambda z: importance.log_mixture(z, proposal), _evidence(final))
+    return judged(final, len(lost))
+
+
+def _with_modes(
+    proposal: list[Component], modes: Modes, missed: Tensor, log_evidence: float
+) -> list[Component]:
+    """A proposal with a component at each mode that it missed."""
+    added = modes.components(missed, log_evidence, _degrees(modes.place.shape[-1]))
+    taken = torch.stack([c.share for c in added]).sum(0)
+    scale = 0.5 / taken.clamp(min=0.5)  # half at most
+    added = [replace(c, share=c.share * scale) for c in added]
+    return [*(replace(c, share=c.share * (1 - taken * scale)) for c in proposal), *added]
 
 
 def _by_chains(
@@ -195,8 +241,8 @@ def _round(z: Tensor) -> tuple[Tensor, Tensor]:
 
 def _adapt(
     found: Draws, flow: Component, prior: Component, exact: _Exact, seed: int
-) -> tuple[list[Component], float, str]:
-    """Proposal, its rate of effective draws per draw, and what shaped it; at most three rounds.
+) -> tuple[list[Component], Draws, str]:
+    """Proposal, the last round drawn from it, and what shaped it; at most three rounds.
 
     A mixture is fitted to the weighted draws, flattened where their effective size is below ten
     times the dimension. Where it is below the dimension, the weights carry no covariance, and
@@ -220,7 +266,7 @@ def _adapt(
             shaped_by = "weights" if shaped_by == "network" else shaped_by
         proposal = _mixture(fitted, flow, prior, share)
         found = importance.draw_round(proposal, exact, count, derive(seed, "round", k))
-    return proposal, _rate(found), shaped_by
+    return proposal, found, shaped_by
 
 
 def _share(found: Draws) -> float:
@@ -260,7 +306,7 @@ def _accepted(
     final: Draws,
     said: Judged,
     exact: _Exact,
-    network: tuple[float, bool],
+    network: Alone,
     shaped_by: str,
     seed: int,
     budget: Budget,
@@ -271,8 +317,7 @@ def _accepted(
         z=z[:, 0],
         final=final,
         judged=said,
-        khat_network=network[0],
-        alike=network[1],
+        network=network,
         effective=said.effective,
         log_evidence=float(evidence),
         log_evidence_error=float(error),
@@ -300,9 +345,11 @@ def _khat_alone(plain: Draws, flow: Component) -> float:
 
 def _fitted(z: Tensor, log_weight: Tensor, seed: int) -> list[Component]:
     """Student-t components fitted to weighted draws; their tails are heavier in few dimensions."""
-    size = z.shape[-1]
-    degrees = 5.0 if size <= 4 else 10.0 if size <= 12 else 20.0
-    return importance.fitted_mixture(z, log_weight, degrees, derive(seed, "fit"))
+    return importance.fitted_mixture(z, log_weight, _degrees(z.shape[-1]), derive(seed, "fit"))
+
+
+def _degrees(size: int) -> float:
+    return 5.0 if size <= 4 else 10.0 if size <= 12 else 20.0
 
 
 def _mixture(fitted: list[Component], flow: Component, prior: Component, share: float) -> list[Component]:

@@ -153,7 +153,7 @@ def infer(
         "seconds_training": trained.seconds,
         "best_log_joint": float(log_joint.max()),
         "khat": corrected.judged.khat,
-        "khat_network": corrected.khat_network,
+        "khat_network": corrected.network.khat,
         "log_evidence": corrected.log_evidence,
         "log_evidence_error": corrected.log_evidence_error,
         "point_estimate": _point(model, data, trained),
@@ -275,7 +275,7 @@ def _verdict(
     computation, reason = _computation(corrected, wanted)
     numbers = {
         "khat": corrected.judged.khat,
-        "khat_network": corrected.khat_network,
+        "khat_network": corrected.network.khat,
         "largest_weight": corrected.judged.largest,
         "halves_apart": corrected.judged.apart,
         "failed": corrected.judged.failed,
@@ -283,7 +283,8 @@ def _verdict(
         "solves": float(corrected.solves),
     }
     state, words, p_values = _data_state(model, data, trained, reported, seed)
-    return Verdict(computation, state, (reason, words), numbers | p_values)
+    searched = corrected.network.modes.sentence(corrected.network.missed)
+    return Verdict(computation, state, (reason, searched, words), numbers | p_values)
 
 
 def _computation(corrected: Corrected, wanted: int) -> tuple[str, str]:
@@ -305,7 +306,7 @@ def _computation(corrected: Corrected, wanted: int) -> tuple[str, str]:
         )
     short = f" of {wanted} asked for: the budget of solves ended" if smallest < wanted else ""
     said = (
-        f"k-hat {corrected.judged.khat:.2f} (network alone {shape(corrected.khat_network)}), smallest "
+        f"k-hat {corrected.judged.khat:.2f} (network alone {shape(corrected.network.khat)}), smallest "
         f"effective size {smallest:.0f}{short}, {corrected.solves} ODE solves."
     )
     how = {
@@ -314,8 +315,7 @@ def _computation(corrected: Corrected, wanted: int) -> tuple[str, str]:
         "bridge": "The network was far off; its draws were carried to the posterior by sequential Monte Carlo",
         "prior": "The proposal was found from the prior, without the network",
     }[corrected.shaped_by]
-    trusted = corrected.khat_network < 0.5 and corrected.alike
-    return "trusted" if trusted else "corrected", f"{how}: {said}"
+    return "trusted" if corrected.network.trusted else "corrected", f"{how}: {said}"
 
 
 def _data_state(

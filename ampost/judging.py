@@ -29,7 +29,7 @@ class Judged:
     `khat`; `effective` sizes of each mean (z,) and by the weights (`kish`); `largest`, the largest weight's
     share; `apart`, between the means of its two halves in combined errors, of the worst coordinate; `failed`,
     the share of draws at which the model fails. Draws of the prior are left out of the last, for a model may
-    fail far from any data.
+    fail far from any data. `missed` modes were found that the proposal thinks little of.
     """
 
     draws: int
@@ -39,6 +39,7 @@ class Judged:
     largest: float
     apart: float
     failed: float
+    missed: int = 0
 
     @property
     def smallest(self) -> float:
@@ -63,6 +64,8 @@ class Judged:
             found.append(f"two halves of the draws differ by {self.apart:.1f} of their errors")
         if not self.failed <= FAILED:
             found.append(f"the model fails at {self.failed:.1%} of the draws")
+        if self.missed:
+            found.append(f"{self.missed} mode(s) of the posterior lie outside of the proposal")
         return tuple(found)
 
 
@@ -77,8 +80,8 @@ def shape(khat: float) -> str:
     return f"{khat:.2f}" if khat < torch.inf else "beyond measure (few draws carry all weight)"
 
 
-def judged(final: Draws) -> Judged:
-    """What a round of one data set says of itself."""
+def judged(final: Draws, missed: int = 0) -> Judged:
+    """What a round of one data set says of itself, where a search found so many modes outside its proposal."""
     return Judged(
         draws=len(final.z),
         khat=float(importance.khat(final.log_weight)),
@@ -87,6 +90,7 @@ def judged(final: Draws) -> Judged:
         largest=float(final.weights.max()),
         apart=float(importance.halves_apart(final).max()),
         failed=float((~torch.isfinite(final.log_joint[final.component != PRIOR])).double().mean()),
+        missed=missed,
     )
 
 

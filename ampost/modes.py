@@ -1,0 +1,99 @@
+"""A search for modes that no proposal has told of: from pure prior draws, on the exact log joint.
+
+Gauss-Newton steps from all starts go in one batch. What ends outside the proposal's bulk with mass to speak of
+becomes a component of the proposal. A search proves nothing; it says what it would have found, and how surely.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ampost.experiments import Experiments
+from ampost.importance import Component, student
+from ampost.laplace import laplace
+from ampost.model import Model
+from ampost.seeds import derive
+
+STARTS = 60
+STEPS = 30
+ENDED = 0.1  # decrement of the log joint below which a search has ended at an optimum
+DISTINCT = 4.0  # squared distance of two modes, in sd of the higher one
+MASS = 0.01  # share of the posterior from which on a mode counts
+OUTSIDE = math.log(10.0)  # by how much the posterior may exceed the proposal there
+BASIN = 0.05  # share of the prior, of the basin that the verdict speaks of
+
+
+@dataclass(frozen=True)
+class Modes:
+    """Distinct ends of a search, highest first: places (mode, z), Cholesky factors of the information there,
+    heights (mode,) of the log joint and log masses (mode,) by Laplace; how many starts ended; solves.
+    """
+
+    place: Tensor
+    factor: Tensor
+    height: Tensor
+    log_mass: Tensor
+    ended: int
+    solves: int
+
+    def outside(self, log_proposal: Callable[[Tensor], Tensor], log_evidence: float) -> Tensor:
+        """The modes (index,) that a proposal thinks little of, and that hold a share of the posterior.
+
+        `log_proposal` takes z (draw, 1, z). The evidence is that of the proposal's own draws; a mode that they
+        missed adds to it.
+        """
+        if not len(self.height):
+            return torch.zeros(0, dtype=torch.long)
+        excess = self.height - log_proposal(self.place[:, None])[:, 0] - log_evidence
+        known = torch.where(excess > OUTSIDE, self.log_mass, -torch.inf)
+        evidence = torch.logsumexp(torch.cat([known, torch.tensor([log_evidence]).double()]), 0)
+        return ((excess > OUTSIDE) & (self.log_mass - evidence > math.log(MASS))).nonzero()[:, 0]
+
+    def components(self, index: Tensor, log_evidence: float, degrees: float) -> list[Component]:
+        """Student-t components at some of the modes, each with the share of the posterior that it holds."""
+        total = torch.logsumexp(
+            torch.cat([self.log_mass[index], torch.tensor([log_evidence], dtype=torch.float64)]), 0
+        )
+        out = []
+        for k in index.tolist():
+            share = (self.log_mass[k] - total).exp().clamp(0.05, 0.45).reshape(1)
+            scale = torch.linalg.inv(self.factor[k]).T  # z = mode + scale u
+            lower = torch.linalg.cholesky(scale @ scale.T)
+            out.append(student(self.place[k : k + 1], lower[None], degrees, share))
+        return out
+
+    def sentence(self, others: int) -> str:
+        """What was searched and found; `others` are modes that the network had not told of."""
+        missed = (1 - BASIN) ** self.ended
+        if not self.ended:
+            return f"Other modes are not known of: none of {STARTS} searches from the prior ended."
+        limits = (
+            f"one whose basin holds {BASIN:.0%} of the prior would have been missed with probability "
+            f"{100 * missed:.2g} %"
+        )
+        if others:
+            few = "A further mode was" if others == 1 else f"{others} further modes were"
+            return f"{few} found from {self.ended} prior starts and added to the proposal; {limits}."
+        return f"No other mode found from {self.ended} prior starts; {limits}."
+
+
+def search(model: Model, data: Experiments, seed: int) -> Modes:
+    """The modes of one data set that Gauss-Newton steps from prior draws end at."""
+    start = model.simulate(STARTS, derive(seed, "modes"), data.without_values()).z
+    found = laplace(model, data.unsqueezed(1).at(torch.zeros(STARTS, dtype=torch.long)), start, STEPS)
+    ended = (found.decrement < ENDED).nonzero()[:, 0]
+    kept: list[int] = []
+    for k in ended[found.height[ended].argsort(descending=True)].tolist():
+        apart = [(found.factor[j].T @ (found.mode[k] - found.mode[j])).square().sum() for j in kept]
+        if all(float(far) > DISTINCT for far in apart):
+            kept.append(k)
+    size = start.shape[-1]
+    mass = found.height + 0.5 * size * math.log(2 * math.pi) - found.log_scale
+    return Modes(
+        found.mode[kept], found.factor[kept], found.height[kept], mass[kept], len(ended), found.solves + STARTS
+    )
