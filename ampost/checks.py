@@ -18,9 +18,14 @@ def misfit(observed: Tensor, replicated: Tensor) -> float:
 
 
 def unlike(context: Tensor, known: Tensor) -> float:
-    """p-value of a context (context,) against those of simulated data (dataset, context), by distance."""
-    mean = known.mean(0)
-    cov = torch.cov(known.T) + 1e-6 * torch.eye(known.shape[1], dtype=known.dtype)
+    """p-value of a context (context,) against those of simulated data (dataset, context), by distance.
+
+    The first half of them says what distance is, the second is what the context is compared with: on what the
+    scale was fitted to, distances are smaller than on anything new.
+    """
+    scale, known = known.tensor_split(2)
+    mean = scale.mean(0)
+    cov = torch.cov(scale.T) + 1e-6 * torch.eye(scale.shape[1], dtype=scale.dtype)
     factor = torch.linalg.cholesky(cov + 1e-4 * torch.diag(torch.diag(cov)))
 
     def distance(x: Tensor) -> Tensor:

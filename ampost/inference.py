@@ -32,6 +32,7 @@ from ampost.results import Verdict
 from ampost.seeds import derive
 
 POOR = 5.0  # an error of a proxy, in sd of the noise, from which on it is called poor
+CONTEXTS = 800  # simulated data sets that the context is compared with
 PROXY = 0.3  # the share of the schedule's seconds, where it has some, in which a proxy is trained
 
 
@@ -325,7 +326,7 @@ def _data_state(
     outside = trained.design.outside(data)
     mine = reported.scores.log_likelihood[:, 0]
     p_misfit = checks.misfit(-mine, -reported.log_likelihood_replicated)
-    simulated = model.simulate(300, derive(seed, "contexts"), data.without_values())
+    simulated = model.simulate(CONTEXTS, derive(seed, "contexts"), data.without_values())
     p_context = checks.unlike(trained.context(data)[0], trained.context(simulated.experiments))
     numbers = {"p_misfit": p_misfit, "p_context": p_context}
     if outside:
