@@ -22,6 +22,7 @@ from ampost.mcmc import SmcResult, convergence, hmc, smc
 from ampost.model import Model
 from ampost.modes import Modes, search
 from ampost.progress import progress, tell
+from ampost.ridges import Ridge
 from ampost.seeds import derive
 
 ROUND = 1_000
@@ -121,7 +122,7 @@ def correct(
     plain = importance.draw_round(
         [importance.shared(flow, 0.95), importance.shared(prior, 0.05)], exact, ROUND, derive(seed, "plain")
     )
-    proposal, trial, shaped_by = _adapt(plain, flow, prior, exact, derive(seed, "adapt"))
+    proposal, trial, shaped_by = _adapt(plain, flow, prior, reading.ridge, exact, derive(seed, "adapt"))
     modes = search(model, data, seed)
     exact.solves += modes.solves
     missed = modes.outside(lambda z: importance.log_mixture(z, proposal), _evidence(trial))
@@ -133,7 +134,7 @@ def correct(
     if said.faults and float(importance.kish(final.log_weight)) >= 10 * final.z.shape[-1]:
         # many draws know better than few where the proposal is thin
         proposal = _mixture(
-            _fitted(final.z, final.log_weight, derive(seed, "refit")), flow, prior, _share(final)
+            _fitted(final.z, final.log_weight, derive(seed, "refit"), reading.ridge), flow, prior, _share(final)
         )
         trial = importance.draw_round(proposal, exact, ROUND, derive(seed, "retrial"))
         final, shaped_by = _final(proposal, exact, _rate(trial), derive(seed, "refined"), budget), "weights"
@@ -240,7 +241,7 @@ def _round(z: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _adapt(
-    found: Draws, flow: Component, prior: Component, exact: _Exact, seed: int
+    found: Draws, flow: Component, prior: Component, about: Ridge | None, exact: _Exact, seed: int
 ) -> tuple[list[Component], Draws, str]:
     """Proposal, the last round drawn from it, and what shaped it; at most three rounds.
 
@@ -259,10 +260,10 @@ def _adapt(
             moved = _bridge(found, proposal, exact, derive(seed, "bridge"))
             if not moved.complete:
                 break
-            fitted = _fitted(moved.z, torch.zeros_like(moved.log_joint), seed)
+            fitted = _fitted(moved.z, torch.zeros_like(moved.log_joint), seed, about)
             shaped_by, count = "bridge", 3 * ROUND
         else:
-            fitted = _fitted(found.z, importance.temper(found.log_weight, 10.0 * size), seed)
+            fitted = _fitted(found.z, importance.temper(found.log_weight, 10.0 * size), seed, about)
             shaped_by = "weights" if shaped_by == "network" else shaped_by
         proposal = _mixture(fitted, flow, prior, share)
         found = importance.draw_round(proposal, exact, count, derive(seed, "round", k))
@@ -343,9 +344,25 @@ def _khat_alone(plain: Draws, flow: Component) -> float:
     return float(importance.khat(alone))
 
 
-def _fitted(z: Tensor, log_weight: Tensor, seed: int) -> list[Component]:
-    """Student-t components fitted to weighted draws; their tails are heavier in few dimensions."""
-    return importance.fitted_mixture(z, log_weight, _degrees(z.shape[-1]), derive(seed, "fit"))
+def _fitted(z: Tensor, log_weight: Tensor, seed: int, about: Ridge | None = None) -> list[Component]:
+    """Student-t components fitted to weighted draws, in coordinates that follow a ridge where there are some.
+
+    Their tails are heavier in few dimensions.
+    """
+    degrees = _degrees(z.shape[-1])
+    if about is None:
+        return importance.fitted_mixture(z, log_weight, degrees, derive(seed, "fit"))
+    parts = importance.fitted_mixture(about.standard(z), log_weight, degrees, derive(seed, "fit"))
+    return [_along(about, part) for part in parts]
+
+
+def _along(about: Ridge, part: Component) -> Component:
+    """A component in coordinates about a mode as one in z."""
+    return replace(
+        part,
+        sample=lambda count, seed: about.back(part.sample(count, seed)),
+        log_density=lambda z: part.log_density(about.standard(z)) + about.log_scale,
+    )
 
 
 def _degrees(size: int) -> float:

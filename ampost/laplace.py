@@ -164,7 +164,7 @@ class Slopes:
     """What the model says at z (dataset, z), and how that changes along each coordinate.
 
     `shifts` (shift, 1, z) are along each coordinate of z, and then back where differences go both ways;
-    `solves` is what a data set takes.
+    `solves` is what a data set takes; sensitivities count as one solve for each coordinate.
     """
 
     model: Model
@@ -203,7 +203,7 @@ def slopes(model: Model, data: Experiments, size: int) -> Slopes:
     with recording() as record:
         evaluated(model, torch.cat([0 * unit[:1], NEAR * unit]), data.at(slice(0, 1)), solver)
     if len(record.solved) == len(answered):
-        return Slopes(model, solver, NEAR * unit, 1)
+        return Slopes(model, solver, NEAR * unit, 1 + size)
     return Slopes(model, model.solver, torch.cat([APART * unit, -APART * unit]), 1 + 2 * size)
 
 
