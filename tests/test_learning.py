@@ -157,7 +157,7 @@ def test_an_interrupt_while_modes_are_sought_keeps_the_first_density(
     whole = train(kinetics, TINY, seed=0, progress=False)
     part = tmp_path / "x.part"
     with monkeypatch.context() as patch:
-        patch.setattr(refining, "approximated", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+        patch.setattr(refining, "about_mode", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
         stopped = train(kinetics, TINY, seed=0, progress=False, checkpoint=part)
     assert stopped.interrupted
     assert stopped.refining is None
