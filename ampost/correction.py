@@ -27,6 +27,7 @@ from ampost.seeds import derive
 
 ROUND = 1_000
 ROUNDS = 3
+ENOUGH = 0.4  # effective draws per draw, from which on a proposal is left as it is
 CHAINS, WARMUP, LENGTHS = 64, 30, (50, 100, 200, 400, 800)
 RHAT, LEAST = 1.01, 400
 
@@ -150,7 +151,7 @@ def correct(
     found = _from_prior(model, data, exact, derive(seed, "smc"), max(budget.draws, ROUND))
     if found.complete:
         fitted = _fitted(found.z, torch.zeros_like(found.log_joint), seed)
-        proposal = _mixture(fitted, flow, prior, 0.05)
+        proposal = _mixture(fitted, flow, prior, 0.2)
         trial = importance.draw_round(proposal, exact, ROUND, derive(seed, "trial"))
         final = _final(proposal, exact, _rate(trial), derive(seed, "last"), budget)
         said = _judged(final, proposal, modes)
@@ -243,17 +244,17 @@ def _round(z: Tensor) -> tuple[Tensor, Tensor]:
 def _adapt(
     found: Draws, flow: Component, prior: Component, about: Ridge | None, exact: _Exact, seed: int
 ) -> tuple[list[Component], Draws, str]:
-    """Proposal, the last round drawn from it, and what shaped it; at most three rounds.
+    """Proposal, the last round drawn from it, and what shaped it; one to three rounds.
 
-    A mixture is fitted to the weighted draws, flattened where their effective size is below ten
-    times the dimension. Where it is below the dimension, the weights carry no covariance, and
-    particles are carried over from the proposal to the posterior instead, once.
+    A mixture, whose tails are heavier than the network's, is fitted to the weighted draws, flattened where their
+    effective size is below ten times the dimension. Where it is below the dimension, the weights carry no
+    covariance, and particles are carried over from the proposal to the posterior instead, once.
     """
     proposal = [importance.shared(flow, 0.95), importance.shared(prior, 0.05)]
     size = found.z.shape[-1]
-    shaped_by, count = "network", ROUND
+    shaped_by, count = "weights", ROUND
     for k in range(ROUNDS):
-        if _rate(found) >= 0.4:
+        if k and _rate(found) >= ENOUGH:
             break
         share = _share(found)
         if float(importance.kish(found.log_weight)) < size and shaped_by != "bridge":
@@ -264,7 +265,6 @@ def _adapt(
             shaped_by, count = "bridge", 3 * ROUND
         else:
             fitted = _fitted(found.z, importance.temper(found.log_weight, 10.0 * size), seed, about)
-            shaped_by = "weights" if shaped_by == "network" else shaped_by
         proposal = _mixture(fitted, flow, prior, share)
         found = importance.draw_round(proposal, exact, count, derive(seed, "round", k))
     return proposal, found, shaped_by
@@ -272,7 +272,7 @@ def _adapt(
 
 def _share(found: Draws) -> float:
     """The network's share in the next proposal: the part of the weight that its draws carry."""
-    return min(0.3, max(0.05, float(found.weights[found.component == 0].sum())))
+    return min(0.5, max(0.2, float(found.weights[found.component == 0].sum())))
 
 
 def _bridge(found: Draws, proposal: list[Component], exact: _Exact, seed: int) -> SmcResult:

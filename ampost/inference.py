@@ -311,7 +311,6 @@ def _computation(corrected: Corrected, wanted: int) -> tuple[str, str]:
         f"effective size {smallest:.0f}{short}, {corrected.solves} ODE solves."
     )
     how = {
-        "network": "The network's draws, weighted",
         "weights": "The proposal was adapted by its weights",
         "bridge": "The network was far off; its draws were carried to the posterior by sequential Monte Carlo",
         "prior": "The proposal was found from the prior, without the network",
