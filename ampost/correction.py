@@ -246,8 +246,8 @@ def _adapt(
 ) -> tuple[list[Component], Draws, str]:
     """Proposal, the last round drawn from it, and what shaped it; one to three rounds.
 
-    A mixture, whose tails are heavier than the network's, is fitted to the weighted draws, flattened where their
-    effective size is below ten times the dimension. Where it is below the dimension, the weights carry no
+    A mixture, whose tails are heavier than the network's, is fitted to the weighted draws, flattened where
+    their effective size is below ten times the dimension. Where it is below the dimension, the weights carry no
     covariance, and particles are carried over from the proposal to the posterior instead, once.
     """
     proposal = [importance.shared(flow, 0.95), importance.shared(prior, 0.05)]
