@@ -31,6 +31,7 @@ CHUNK = 500  # data sets about_mode at once; chunk k is a function of (seed, k)
 LEAST = 1_000  # data sets, however little time there is
 HELD_OUT = 0.1  # their share to validate on
 BLUR = 200  # noise on what the density is given is this times parameters over data sets, at most 1
+EPOCHS = 100  # times that the density sees each data set, at most: beyond, it learns them by heart
 SEARCH = 0.75  # the share of the time in which modes are sought; a search is slow, the density learns fast
 
 
@@ -107,7 +108,13 @@ def refine(
         return float(_loss(refinement, lessons, torch.arange(held_out)))
 
     left = max(seconds - (time.monotonic() - began), 0.2 * seconds)
-    schedule = replace(settings.schedule, seconds=min(settings.schedule.seconds, left))
+    steps = min(settings.schedule.steps, max(1, EPOCHS * (count - held_out) // settings.batch))
+    schedule = replace(
+        settings.schedule,
+        steps=steps,
+        validate_every=min(settings.schedule.validate_every, max(1, steps // 8)),
+        seconds=min(settings.schedule.seconds, left),
+    )
     part = None if checkpoint is None else checkpoint.with_suffix(".about")
     identity = f"{settings.batch} {seed} {count} {mark}"
     report = fit(
