@@ -208,6 +208,14 @@ class Networks(nn.Module):
             z[..., own] = torch.where(reading.live[..., None], drawn, torch.randn_like(drawn))
         return z
 
+    def spread(self, reading: Reading, draws: int) -> Tensor:
+        """Draws (draw, dataset, z) of shared parameters, from the same noise for each data set.
+
+        So a data set has the same draws whatever others are read with it.
+        """
+        noise = torch.randn(draws, 1, self.layout.shared).expand(-1, len(reading.context), -1)
+        return _pushed(self.density, noise, reading.context)
+
     def _known(self, z_shared: Tensor, reading: Reading) -> Tensor:
         """What the local density is given: (draw, dataset, experiment, embedding and shared z)."""
         shape = (*z_shared.shape[:-1], reading.each.shape[1])
@@ -280,6 +288,16 @@ def _density(sizes: Architecture, z: int, known: int) -> nn.Module:
     return density
 
 
+def _pushed(density: Any, noise: Tensor, condition: Tensor) -> Tensor:  # noqa: ANN401 - sbi's estimator
+    """Standard normal noise (draw, dataset, z) through the flow of a density: zuko's, or nflows'."""
+    if not hasattr(density.net, "_transform"):
+        pushed: Tensor = density.net(condition).transform.inv(noise)
+        return pushed
+    flat = noise.reshape(-1, noise.shape[-1])
+    found: Tensor = density.net._transform.inverse(flat, context=condition.repeat(len(noise), 1))[0]
+    return found.reshape(noise.shape)
+
+
 def _shape(sizes: Architecture) -> dict[str, Any]:
     """The networks inside a density, as its builder wants them told: zuko's take a list of layers."""
     if not sizes.density.startswith("zuko"):
@@ -303,7 +321,7 @@ def about_mode(networks: Networks, model: Model, data: Experiments, reading: Rea
     """
     median = networks.points(reading)[..., QUANTILES.index(0.5)]
     with seeded(0):
-        starts = torch.cat([median[None], networks.wide_sample(reading, STARTS)])
+        starts = torch.cat([median[None], networks.spread(reading, STARTS)])
     return ridge(model, data, highest(model, data, starts.double().clamp(-4, 4)))
 
 

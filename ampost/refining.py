@@ -27,7 +27,7 @@ from ampost.seeds import derive, seeded
 from ampost.tokens import Scaling, tokens
 from ampost.training import FitReport, Schedule, digest, fit, half_of_the_cores
 
-CHUNK = 500  # data sets about_mode at once; chunk k is a function of (seed, k)
+CHUNK = 500  # data sets at once; chunk k is a function of (seed, k)
 LEAST = 1_000  # data sets, however little time there is
 HELD_OUT = 0.1  # their share to validate on
 BLUR = 200  # noise on what the density is given is this times parameters over data sets, at most 1
@@ -83,13 +83,15 @@ def refine(
 ) -> tuple[FitReport, int]:
     """Give trained networks a density about the mode; the report of its training, and the ODE solves spent.
 
-    Most of `seconds` go to the data sets. With a `checkpoint`, chunks of them are kept beside it.
+    At most three quarters of `seconds` go to the data sets, unless they are fewer than 1,000 then. With a
+    `checkpoint`, chunks of them are kept beside it.
     """
     with seeded(derive(seed, "weights")):
         refinement = networks.refine(sizes)
-    began = time.monotonic()
     mark = digest(networks)
-    lessons = _lessons(model, networks, scaling, settings, seed, mark, SEARCH * seconds, checkpoint, show)
+    lessons, searched = _lessons(
+        model, networks, scaling, settings, seed, mark, SEARCH * seconds, checkpoint, show
+    )
     count = len(lessons.scale)
     held_out = int(HELD_OUT * count)
     refinement.scale_by(lessons.features[held_out:])
@@ -107,7 +109,7 @@ def refine(
     def validation() -> float:
         return float(_loss(refinement, lessons, torch.arange(held_out)))
 
-    left = max(seconds - (time.monotonic() - began), 0.2 * seconds)
+    left = max(seconds - searched, 0.2 * seconds)
     steps = min(settings.schedule.steps, max(1, EPOCHS * (count - held_out) // settings.batch))
     schedule = replace(
         settings.schedule,
@@ -128,7 +130,7 @@ def refine(
         what="training about the mode",
         show=show,
     )
-    report = replace(report, seconds=time.monotonic() - began)
+    report = replace(report, seconds=report.seconds + searched)
     return report, int(lessons.solves.sum())
 
 
@@ -156,34 +158,44 @@ def _lessons(
     seconds: float,
     checkpoint: Path | None,
     show: bool | None,
-) -> _Lessons:
+) -> tuple[_Lessons, float]:
+    """The lessons, and the seconds that they took: those before a kill too."""
     parts: list[_Lessons] = []
-    began = time.monotonic()
+    spent = 0.0
     begun = checkpoint is not None and checkpoint.with_suffix(".about").exists()  # on the chunks that there are
     with progress("finding modes", settings.datasets, show) as bar:
         for k in range(-(-settings.datasets // CHUNK)):
             kept = None if checkpoint is None else checkpoint.with_suffix(f".modes-{k}")
-            late = time.monotonic() - began > seconds and len(parts) * CHUNK >= LEAST
+            late = spent > seconds and len(parts) * CHUNK >= LEAST
             if late or (begun and kept is not None and not kept.exists()):
                 break
-            parts.append(_chunk(model, networks, scaling, derive(seed, "datasets", k), mark, kept))
+            lessons, took = _chunk(model, networks, scaling, derive(seed, "datasets", k), mark, kept)
+            parts.append(lessons)
+            spent += took
             bar.advance(CHUNK)
-    return _Lessons(*(torch.cat([getattr(p, name) for p in parts]) for name in _Lessons.__dataclass_fields__))
+    names = _Lessons.__dataclass_fields__
+    return _Lessons(*(torch.cat([getattr(p, name) for p in parts]) for name in names)), spent
 
 
 def _chunk(
     model: Model, networks: Networks, scaling: Scaling, seed: int, mark: str, kept: Path | None
-) -> _Lessons:
-    """One chunk, read from its file where that is there, whole, and of these networks."""
+) -> tuple[_Lessons, float]:
+    """One chunk and its seconds, read from its file where that is there, whole, and of these networks."""
     if kept is not None and kept.exists():
         try:
             header, tensors = files.load(kept, "modes")
         except FileError:  # damaged: made again
             header, tensors = {}, {}
         if header.get("seed") == seed and header.get("mark") == mark:
-            return _Lessons(**tensors)
+            return _Lessons(**tensors), float(header["seconds"])
+    began = time.monotonic()
     drawn = model.simulate(CHUNK, seed)
     good = (~drawn.failed).nonzero()[:, 0]
+    if not len(good):
+        raise TrainingError(
+            f"all {CHUNK} simulations for the density about the mode failed; look at check(model), or train "
+            f"with Settings(refining=None)"
+        )
     z, data = drawn.z[good], drawn.experiments.at(good)
     refinement = networks.refinement
     assert refinement is not None
@@ -200,5 +212,6 @@ def _chunk(
             torch.tensor([found.solves + CHUNK]),
         )
     if kept is not None:
-        files.save(kept, "modes", {"seed": seed, "mark": mark}, vars(lessons))
-    return lessons
+        header = {"seed": seed, "mark": mark, "seconds": time.monotonic() - began}
+        files.save(kept, "modes", header, vars(lessons))
+    return lessons, time.monotonic() - began

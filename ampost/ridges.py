@@ -21,9 +21,11 @@ from ampost.seeds import seeded
 SHARP = 4  # one in so many directions, rounded up, is shifted
 DRAWS = 3.5  # per coefficient of a fit
 FEWEST = 32  # draws
+LOOSEST = 24  # directions, at most, along which a shift bends
 FAR = 3.0  # beyond so many sd of a loose direction the shift stays as it is
 MOST = 1e3  # sd that a draw is off at most
 PENALTY = 1e-3  # of a fit, per draw
+TURNED = 1e-6  # by which axes may fail to be orthogonal, from rounding
 FAILED = 0.1  # share of draws at which the model may fail
 
 
@@ -74,8 +76,8 @@ def _times(matrix: Tensor, vector: Tensor) -> Tensor:
 
 
 def _terms(loose: Tensor) -> Tensor:
-    """One, the coordinates and their products."""
-    loose = loose.clamp(-FAR, FAR)
+    """One, the loosest coordinates and their products."""
+    loose = loose[..., :LOOSEST].clamp(-FAR, FAR)
     first, second = torch.triu_indices(loose.shape[-1], loose.shape[-1])
     return torch.cat([torch.ones_like(loose[..., :1]), loose, loose[..., first] * loose[..., second]], -1)
 
@@ -92,24 +94,31 @@ def ridge(model: Model, data: Experiments, found: Laplace) -> Ridge:
     loose = size - sharp_of(size)
     spread, directions = torch.linalg.eigh(found.factor @ found.factor.mT)
     axes = directions / spread.sqrt()[:, None]
+    turn = found.factor.mT @ axes
+    one = torch.eye(size, dtype=turn.dtype)
+    round_off = ~((turn.mT @ turn - one).abs().amax((1, 2)) < TURNED)
+    upper = torch.linalg.solve_triangular(found.factor.mT, one.expand_as(turn), upper=True)
+    axes = torch.where(round_off[:, None, None], upper, axes)
+    turn = torch.where(round_off[:, None, None], one, turn)
     draws, weigh, terms = _plan(size, loose)
     slope = slopes(model, data, size)
     rows = torch.arange(count).split(at_once(data, len(draws)))
     off = torch.cat(
         [_off(slope, data.at(part), found.mode[part], axes[part], draws, loose) for part in rows], 1
     )
-    straight = ~torch.isfinite(found.decrement) | (torch.isnan(off).float().mean((0, 2)) > FAILED)
+    straight = round_off | ~torch.isfinite(found.decrement) | (torch.isnan(off).float().mean((0, 2)) > FAILED)
     off = torch.where(straight[:, None], 0.0, off.nan_to_num(0.0).clamp(-MOST, MOST))
     bend = torch.einsum("ks,sni->nik", weigh, off)
     left = (off - torch.einsum("sk,nik->sni", terms, bend)).square().sum(0)
     width = (1 + left / (len(draws) - (weigh @ terms).trace())).sqrt()
     solves = found.solves + count * (slope.solves + len(draws))
-    return Ridge(found, axes, found.factor.mT @ axes, bend, width, solves)
+    return Ridge(found, axes, turn, bend, width, solves)
 
 
 def _plan(size: int, loose: int) -> tuple[Tensor, Tensor, Tensor]:
     """Draws (draw, z), what turns their values into coefficients (coefficient, draw), their terms."""
-    coefficients = 1 + loose + loose * (loose + 1) // 2
+    bent = min(loose, LOOSEST)
+    coefficients = 1 + bent + bent * (bent + 1) // 2
     with seeded(0):
         half = torch.randn(max(FEWEST, int(DRAWS * coefficients)) // 2, size, dtype=torch.float64)
     draws = torch.cat([half, -half])

@@ -18,12 +18,14 @@ import torch
 from torch import Tensor
 
 from ampost import Design, Doses, Estimator, Experiments, Model, between, observe, odeint
-from ampost.architecture import Architecture
+from ampost.architecture import DENSITIES, Architecture
 from ampost.errors import EstimatorError
+from ampost.estimator import Networks, Reading
 from ampost.inference import Settings, train
 from ampost.nets import EMBEDDINGS
 from ampost.plans import DosePlan, Looks
 from ampost.refining import Refining
+from ampost.seeds import seeded
 from ampost.stacking import stack
 from ampost.tokens import scaling_of, tokens
 from ampost.training import Schedule
@@ -100,6 +102,31 @@ def test_data_sets_in_a_batch_have_the_contexts_that_they_have_alone(
     many = kinetics.simulate(6, 8).experiments
     alone = torch.cat([trained.context(many.at(k)) for k in range(6)])
     torch.testing.assert_close(trained.context(many), alone, **CLOSE)
+
+
+def test_data_sets_in_a_batch_have_the_modes_that_they_have_alone(kinetics: Model, trained: Estimator) -> None:
+    several = kinetics.simulate(8, 11).experiments
+    together = trained.reading(kinetics, several).ridge
+    assert together is not None
+    for k in range(8):
+        alone = trained.reading(kinetics, several.at(k)).ridge
+        assert alone is not None
+        torch.testing.assert_close(alone.laplace.mode[0], together.laplace.mode[k], atol=1e-3, rtol=1e-3)
+        torch.testing.assert_close(alone.log_scale[0], together.log_scale[k], atol=1e-2, rtol=1e-2)
+
+
+@pytest.mark.parametrize("density", DENSITIES)
+def test_spread_draws_are_those_of_the_density(density: str, kinetics: Model, trained: Estimator) -> None:
+    sizes = Architecture(density=density, hidden=16, transforms=2)
+    with seeded(0):
+        networks = Networks(sizes, trained.scaling, trained.networks.layout)
+        reading = Reading(
+            2 * torch.randn(3, sizes.context), torch.zeros(3, 1, sizes.width), torch.ones(3, 1) > 0
+        )
+        with torch.no_grad():
+            spread, drawn = networks.spread(reading, 4_000), networks.wide_sample(reading, 4_000)
+    torch.testing.assert_close(spread.mean(0), drawn.mean(0), atol=0.1, rtol=0.0)
+    torch.testing.assert_close(spread.std(0), drawn.std(0), atol=0.1, rtol=0.1)
 
 
 @pytest.mark.parametrize("what", ["value", "time", "mask", "condition", "replicate"])
@@ -363,7 +390,7 @@ pyro.enable_validation(wanted := sys.argv[1] == "on")
 torch.distributions.Distribution.set_default_validate_args(wanted)
 kinds = (torch.distributions.Distribution, dist.Distribution, dist.torch_distribution.TorchDistribution)
 before = [getattr(kind, "_validate_args", None) for kind in kinds]
-from ampost.architecture import Architecture
+from ampost.architecture import DENSITIES, Architecture
 from ampost.estimator import _density
 _density(Architecture(width=8, context=4, transforms=1, hidden=8), 2, 4)
 assert "sbi" in sys.modules

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ampost import Design, Experiments, Looks, Model, observe
 from ampost.laplace import laplace
-from ampost.ridges import Ridge, ridge
+from ampost.ridges import LOOSEST, Ridge, _plan, ridge
 
 TIMES = (0.0, 0.5, 1.0, 2.0, 3.0)
 
@@ -118,3 +118,22 @@ def test_any_number_of_parameters(size: int) -> None:
     about, z, _ = found_in(measured(program), 3)
     assert about.bend.shape[1] == -(-size // 4)
     torch.testing.assert_close(about.back(about.standard(z)), z)
+
+
+def test_information_beyond_rounding_is_left_straight() -> None:
+    about, z, data = found_in(measured(bowed), 2)
+    factor = about.laplace.factor.clone()
+    factor[0] = torch.tensor([[1e13, 0.0], [3e12, 1e-3]], dtype=torch.float64)
+    stiff = ridge(measured(bowed), data, replace(about.laplace, factor=factor))
+    assert bool((stiff.bend[0] == 0).all())
+    assert bool((stiff.bend[1] != 0).any())
+    torch.testing.assert_close(stiff.standard(z)[0], stiff.laplace.standard(z)[0])
+    u = torch.tensor([[0.3, -0.7], [0.1, 1.2]], dtype=torch.float64)
+    torch.testing.assert_close(stiff.back(u)[0], stiff.laplace.mode[0] + torch.linalg.solve(factor[0].T, u[0]))
+
+
+def test_many_parameters_do_not_take_draws_without_end() -> None:
+    draws, weigh, terms = _plan(100, 75)
+    coefficients = 1 + LOOSEST + LOOSEST * (LOOSEST + 1) // 2
+    assert len(draws) == len(terms) < 4 * coefficients
+    assert weigh.shape == (coefficients, len(draws))
