@@ -197,7 +197,7 @@ def infer(
         Path | None,
         typer.Option(help="Trained estimator: loaded if it is there, else trained and saved there."),
     ] = None,
-    simulations: Annotated[int, typer.Option(min=256, help="ODE solves to train from.")] = SIMULATIONS,
+    simulations: Annotated[int, typer.Option(min=256, help="Trajectories to train from.")] = SIMULATIONS,
     seconds: Annotated[float, typer.Option(min=1.0, help="Seconds of training to aim at.")] = SECONDS,
     draws: Annotated[int, typer.Option(min=1, help="Posterior draws.")] = 1_000,
 ) -> None:
@@ -250,10 +250,16 @@ def train(
     bank: Annotated[
         Path | None, typer.Option(help="Folder that keeps the simulations, to use again and add to.")
     ] = None,
-    simulations: Annotated[int, typer.Option(min=256, help="ODE solves to train from.")] = SIMULATIONS,
-    steps: Annotated[int, typer.Option(min=1, help="Steps of training.")] = 4_000,
+    simulations: Annotated[int, typer.Option(min=256, help="Trajectories to train from.")] = SIMULATIONS,
+    steps: Annotated[
+        int, typer.Option(min=1, help="Steps of training; the density about the mode has its own.")
+    ] = 4_000,
     seconds: Annotated[float, typer.Option(min=1.0, help="Seconds of training to aim at.")] = float("inf"),
     proxy: Annotated[bool, typer.Option(help="Learn a proxy of the ODE, and train on it too.")] = False,
+    plain: Annotated[
+        bool,
+        typer.Option("--plain", help="Leave out the density about the mode, which takes a million ODE solves."),
+    ] = False,
     seed: Seed = 0,
 ) -> None:
     """An estimator for a model and its design. Example: ampost train --model sir_influenza --out sir.ampost
@@ -268,6 +274,7 @@ def train(
     from ampost.inference import train as trained
     from ampost.learning import Settings
     from ampost.proxy import ProxySettings
+    from ampost.refining import Refining
     from ampost.training import Schedule
 
     source = programs.load(given.model)
@@ -277,6 +284,7 @@ def train(
         simulations=simulations,
         schedule=Schedule(steps=steps, seconds=seconds),
         proxy=ProxySettings() if proxy else None,
+        refining=None if plain else Refining(),
     )
     with programs.telling(source.path):
         made = trained(built, settings, seed, bank=bank, checkpoint=started, out=out)
@@ -385,7 +393,7 @@ def simulate(
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("ampost-demo"),
     seed: Seed = 0,
-    simulations: Annotated[int, typer.Option(help="ODE solves to train from.")] = 20_000,
+    simulations: Annotated[int, typer.Option(help="Trajectories to train from.")] = 20_000,
     seconds: Annotated[float, typer.Option(help="Seconds of training to aim at.")] = 110.0,
 ) -> None:
     """Hare and lynx, from nothing to a corrected posterior. Example: ampost demo --out demo"""

@@ -47,10 +47,11 @@ class Settings:
     """How an estimator is trained: ODE solves for the bank, the schedule, batch and networks.
 
     Without an `architecture` the networks grow with the model, see `Architecture.suited`.
-    `refining` adds a density about the mode (not where parameters differ between experiments); the schedule's
-    seconds are shared by both. With a `proxy`, that is trained too, and `proxy_share` of the batches in the
-    first 70 % of the schedule take new parameters through it. `reconstruction` trains a further head for the
-    parameters whose trajectory is nearest, by gradients through the proxy.
+    `refining` adds a density about the mode (not where parameters differ between experiments), which takes some
+    hundred ODE solves for each of its data sets; both share its seconds. With a `proxy`, that
+    is trained too, `proxy_share` of the batches in the first 70 % of the schedule take new parameters through
+    it, and the schedule's patience does not count. `reconstruction` trains a further head for the parameters
+    whose trajectory is nearest, by gradients through the proxy.
     """
 
     simulations: int = 20_000
@@ -303,7 +304,10 @@ def _losses(model: Model, proxy: Proxy | None) -> Any:  # noqa: ANN401 - a loss 
 
 
 def _reconstruction(model: Model, proxy: Proxy, z: Tensor, trace: _Trace) -> Tensor:
-    """Mean square error of trajectories through the proxy at z, in units of the spread of each channel."""
+    """Error of trajectories through the proxy at z, in units of the spread of each channel.
+
+    Quadratic where it is small, linear where it is large.
+    """
     found = _centres(model, z.double(), trace.looks, proxy)
     errors = []
     for name, centre in trace.centres.items():

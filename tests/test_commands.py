@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ampost import asking, cli, reporting
+from ampost import Estimator, asking, cli, reporting
 from ampost.design import Design, Looks
 from ampost.errors import ArgumentError, FileError, TableError
 from ampost.experiments import Experiments
@@ -114,6 +114,19 @@ def test_a_trained_estimator_is_used_again(
     assert not (inside / "again" / "estimator.ampost").exists()
     first, again = (table(f / "summary.csv")[0]["mean"] for f in (fitted, inside / "again"))
     assert first == again
+
+
+def test_train_writes_an_estimator_once_and_plainly(inside: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ("train", "decay.py", "decay.csv", "--out", "plain.ampost", "--plain")
+    code, _, _ = ran(capsys, *asked, "--simulations", "300", "--steps", "20")
+    assert code == 0
+    made = Estimator.load(inside / "plain.ampost")
+    assert made.refining is None
+    assert made.report.steps == 20
+    assert not list(inside.glob("plain.ampost.part*"))
+    code, _, said = ran(capsys, *asked)
+    assert code != 0
+    assert "is there already" in said
 
 
 def test_a_refused_table_leaves_the_estimator_and_data_of_the_last_call(
