@@ -11,9 +11,10 @@ from torch import Tensor
 
 from ampost.accuracy import located
 from ampost.errors import TrainingError
+from ampost.experiments import Experiments
 from ampost.flowmap import Begin, FlowMap, Layout, begun, solve
 from ampost.model import Model
-from ampost.ode.problem import OdeProblem, Rows, Trajectory, flatten
+from ampost.ode.problem import OdeProblem, Rows, Solver, Trajectory, flatten
 from ampost.program import recording
 from ampost.seeds import derive, seeded
 from ampost.shards import Shard
@@ -141,14 +142,22 @@ def sensitivities(model: Model, shard: Shard, seed: int) -> dict[str, tuple[Tens
     """By ODE: states (row, time, state), and how many sd of the noise one unit of each is; 0 where unseen."""
     index = torch.arange(min(PILOT // 4, len(shard)))
     looks = model.design.draw_looks(shard.protocols.at(index), derive(seed, "sensitivity"))
-    stored, kept = shard.rows(index), dict[str, Tensor]()
+    found = seen_by_noise(model, shard.z[index], looks, shard.rows(index))
+    return {ode: (states.flatten(0, -3), slope.flatten(0, -3)) for ode, (states, slope) in found.items()}
+
+
+def seen_by_noise(
+    model: Model, z: Tensor, looks: Experiments, solver: Solver
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """By ODE: states (..., time, state), and how many sd of the noise one unit of each is; 0 where unseen."""
+    kept = dict[str, Tensor]()
 
     def watched(problem: OdeProblem) -> Trajectory:
-        trajectory = stored(problem)
+        trajectory = solver(problem)
         kept[problem.name] = trajectory.states.detach().requires_grad_()
         return replace(trajectory, states=kept[problem.name])
 
-    noises = model.noises(shard.z[index], looks, watched)
+    noises = model.noises(z, looks, watched)
     total = {name: torch.zeros_like(states) for name, states in kept.items()}
     for name, noise in noises.items():
         centre, sd = located(noise, tuple(looks.times.shape))
@@ -159,9 +168,7 @@ def sensitivities(model: Model, shard: Shard, seed: int) -> dict[str, tuple[Tens
             for ode, gradient in zip(kept, found, strict=True):
                 if gradient is not None:
                     total[ode] = total[ode] + gradient.nan_to_num(0.0, 0.0, 0.0).square()
-    return {
-        ode: (states.detach().flatten(0, -3), total[ode].sqrt().flatten(0, -3)) for ode, states in kept.items()
-    }
+    return {ode: (states.detach(), total[ode].sqrt()) for ode, states in kept.items()}
 
 
 def seen_relatively(states: Tensor, sensitivity: Tensor, stored: Tensor) -> tuple[bool, ...]:

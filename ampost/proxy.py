@@ -34,6 +34,7 @@ from ampost.lessons import (
     layout_of,
     learn_scales,
     missed,
+    seen_by_noise,
     seen_relatively,
     sensitivities,
     whole,
@@ -333,14 +334,17 @@ class ProxyError:
     """How far a proxy is from the exact solver on fresh draws.
 
     `total` (draw,) is the root of the sum over measured points of ((proxy - exact) / sigma)^2, with the draw's
-    own sigma; `channels` are errors of points in units of sigma, `states` in units of each state's spread (of
-    its logarithm, where the proxy learnt that); `examples` are the worst draws, then the median ones.
+    own sigma; `channels` are errors of points in units of sigma, `states` those of each state at the measured
+    times, in units of sigma by what the channels show of it. A state that no channel shows is in `unseen`, in
+    units of its spread (of that of its logarithm, where the proxy learnt that). `examples` are the worst draws,
+    then the median ones.
     """
 
     total: Tensor
     units: Mapping[str, Tensor]
     channels: Mapping[str, Spread]
     states: Mapping[str, Spread]
+    unseen: Mapping[str, Spread]
     examples: tuple[Example, ...]
     names: Mapping[str, str]
 
@@ -365,26 +369,38 @@ def proxy_error(model: Model, proxy: Proxy, count: int = 1_000, seed: int = 0) -
         total,
         units,
         {name: Spread.of(v) for name, v in units.items()},
-        _state_errors(model, proxy, z, looks),
+        *_state_errors(model, proxy, z, looks),
         tuple(_example(model, proxy, z, looks, int(k), float(total[k])) for k in chosen),
         dict(model.units),
     )
 
 
-def _state_errors(model: Model, proxy: Proxy, z: Tensor, looks: Experiments) -> dict[str, Spread]:
-    """By state, or by "odeint state" where the program has several."""
-    found = []
-    for solver in (model.solver, proxy):
-        with recording() as asked, torch.no_grad():
-            model.noises(z, looks, solver)
-        found.append({problem.name: trajectory.states for problem, trajectory in asked.solved})
-    errors = {}
+def _state_errors(
+    model: Model, proxy: Proxy, z: Tensor, looks: Experiments
+) -> tuple[dict[str, Spread], dict[str, Spread]]:
+    """By state, or "odeint state" where the program has several: those that channels show, and the others."""
+    exact = seen_by_noise(model, z, looks, model.solver)
+    with recording() as asked, torch.no_grad():
+        model.noises(z, looks, proxy)
+    mine = {problem.name: trajectory.states for problem, trajectory in asked.solved}
+    seen, unseen = {}, {}
     for flow in proxy.flows:
-        exact, mine = (flow.coordinates(states[flow.layout.name]) for states in found)
+        states, slope = exact[flow.layout.name]
+        answer = mine[flow.layout.name]
+        apart = flow.coordinates(answer) - flow.coordinates(states)
         for k, name in enumerate(flow.layout.states):
             label = name if len(proxy.flows) == 1 else f"{flow.layout.name} {name}"
-            errors[label] = Spread.of((mine - exact)[..., k])
-    return errors
+            shown = slope[..., k] > 0
+            if bool(shown.any()):
+                there, here = answer[..., k], states[..., k]
+                off = there - here
+                if flow.layout.logarithmic[k]:  # a large error is not first order in the state itself
+                    off = here * (there / here).log()
+                off = off * slope[..., k]
+                seen[label] = Spread.of(torch.where(shown, off, torch.nan))
+            else:
+                unseen[label] = Spread.of(apart[..., k])
+    return seen, unseen
 
 
 def _example(model: Model, proxy: Proxy, z: Tensor, looks: Experiments, k: int, error: float) -> Example:

@@ -77,7 +77,9 @@ def main() -> None:
     for name, spread in error.channels.items():
         print(f"| {name}: rms, 90 % of points below (sd of the noise) | {spread.rms:.3g}, {spread.most:.3g} |")
     for name, spread in error.states.items():
-        print(f"| {name}: rms, 90 % below (spread of the state) | {spread.rms:.3g}, {spread.most:.3g} |")
+        print(f"| state {name}: rms, 90 % below (sd of the noise) | {spread.rms:.3g}, {spread.most:.3g} |")
+    for name, spread in error.unseen.items():
+        print(f"| state {name}, unseen: rms, 90 % below (its spread) | {spread.rms:.3g}, {spread.most:.3g} |")
     exact, mine = (per_second(model, solver, 500) for solver in (model.solver, proxy))
     print(f"| looks per second with gradient: exact, proxy | {exact:,.0f}, {mine:,.0f} |")
     if given.model == "michaelis_menten":
