@@ -155,6 +155,9 @@ def infer(
         "best_log_joint": float(log_joint.max()),
         "khat": corrected.judged.khat,
         "khat_network": corrected.network.khat,
+        "largest_weight": corrected.judged.largest,
+        "halves_apart": corrected.judged.apart,
+        "share_failed": corrected.judged.failed,
         "log_evidence": corrected.log_evidence,
         "log_evidence_error": corrected.log_evidence_error,
         "point_estimate": _point(model, data, trained),
@@ -279,7 +282,7 @@ def _verdict(
         "khat_network": corrected.network.khat,
         "largest_weight": corrected.judged.largest,
         "halves_apart": corrected.judged.apart,
-        "failed": corrected.judged.failed,
+        "share_failed": corrected.judged.failed,
         "effective_size": float(corrected.effective.min()),
         "solves": float(corrected.solves),
     }

@@ -79,7 +79,9 @@ class Modes:
         if others:
             few = "A further mode was" if others == 1 else f"{others} further modes were"
             return f"{few} found from {self.ended} prior starts and added to the proposal; {limits}."
-        return f"No other mode found from {self.ended} prior starts; {limits}."
+        heavy = int((torch.softmax(self.log_mass, 0) > MASS).sum())
+        known = "No other mode" if heavy == 1 else f"{heavy} modes, and none outside of the proposal, were"
+        return f"{known} found from {self.ended} prior starts; {limits}."
 
 
 def search(model: Model, data: Experiments, seed: int) -> Modes:

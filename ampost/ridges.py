@@ -88,7 +88,7 @@ def sharp_of(size: int) -> int:
 
 
 def ridge(model: Model, data: Experiments, found: Laplace) -> Ridge:
-    """The coordinates about modes that were found; straight where none was or it fails."""
+    """The coordinates about modes; straight where no mode was found, and where the model fails about it."""
     data = data if data.batch else data.unsqueezed(1)
     count, size = found.mode.shape
     loose = size - sharp_of(size)
