@@ -53,19 +53,40 @@ def located(noise: Any, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:  # noq
     Raises:
         UnsupportedError: the noise has no known mean and sd.
     """
-    base, transforms = noise_of(noise), list[Any]()
-    while isinstance(base, TransformedDistribution):
-        transforms = [*base.transforms, *transforms]
-        base = base.base_dist
+    base, transforms, _ = _parts(noise)
     centre, sd = _moments(base)
-    if all(isinstance(t, ExpTransform) for t in transforms[1:]):  # the log has no parameter
-        transforms = [t for t in transforms[:1] if not isinstance(t, ExpTransform)]
     for transform in transforms:
         onward = transform(centre)
         sd = sd * transform.log_abs_det_jacobian(centre, onward).exp()
         centre = onward
     full = torch.broadcast_shapes(noise.batch_shape, centre.shape)
     return centre.expand(full).reshape(shape), sd.expand(full).reshape(shape)
+
+
+def standardised(noise: Any, values: Tensor, shape: tuple[int, ...]) -> Tensor:  # noqa: ANN401 - a distribution
+    """(value - centre) / sd of values of `shape` (..., experiment, time), as `located` has centre and sd.
+
+    Raises:
+        UnsupportedError: the noise has no known mean and sd.
+    """
+    centre, sd = located(noise, shape)
+    for _ in range(_parts(noise)[2]):
+        values = values.log()
+    off = values - centre
+    return torch.where(off == 0, 0.0, off / sd)  # of counts of which none are expected none may be seen
+
+
+def _parts(noise: Any) -> tuple[Any, list[Any], int]:  # noqa: ANN401 - a distribution
+    """The innermost distribution, the transforms that follow it, and of how many logs both are told."""
+    base, transforms = noise_of(noise), list[Any]()
+    while isinstance(base, TransformedDistribution):
+        transforms = [*base.transforms, *transforms]
+        base = base.base_dist
+    logs = 0
+    if all(isinstance(t, ExpTransform) for t in transforms[1:]):  # the log has no parameter
+        logs = sum(isinstance(t, ExpTransform) for t in transforms)
+        transforms = [t for t in transforms[:1] if not isinstance(t, ExpTransform)]
+    return base, transforms, logs
 
 
 def _moments(base: Any) -> tuple[Tensor, Tensor]:  # noqa: ANN401 - a distribution

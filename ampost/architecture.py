@@ -8,6 +8,7 @@ from ampost.errors import EstimatorError
 from ampost.nets import EMBEDDINGS, AttentionSet
 
 DENSITIES = ("zuko_maf", "zuko_nsf", "zuko_nice", "maf", "nsf")  # builders of sbi that draw and score quickly
+BY_PASSES = ("zuko_maf", "zuko_nsf")  # those that are couplings, if asked
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,14 @@ class Architecture:
             raise EstimatorError(
                 f"Architecture(density={self.density!r}): expected one of {', '.join(DENSITIES)}"
             )
+        for name in ("width", "context", "transforms", "hidden", "layers"):
+            if getattr(self, name) < 1:
+                raise EstimatorError(f"Architecture({name}={getattr(self, name)}): expected at least 1")
+        if self.passes is not None and (self.passes < 1 or self.density not in BY_PASSES):
+            raise EstimatorError(
+                f"Architecture(density={self.density!r}, passes={self.passes}): expected one pass or more, of "
+                f"{' or '.join(BY_PASSES)}; leave passes out"
+            )
         if self.pooling == "attention" and self.width % AttentionSet.HEADS:
             raise EstimatorError(
                 f"Architecture(width={self.width}) cannot be shared by the {AttentionSet.HEADS} heads of "
@@ -47,8 +56,8 @@ class Architecture:
     def suited(cls, parameters: int, channels: int) -> Architecture:
         """The default sizes for a model of so many parameters and channels.
 
-        Context and density have at least four numbers to a parameter, the embedding sixteen to a channel: as
-        measured by benchmarks/training/architecture.py, wider ones learn less in the same time.
+        Context and density have four numbers to a parameter, 64 to 256 of them, the embedding sixteen to a
+        channel, 96 to 192: see docs/training.md for what was measured.
         """
         room = _round(4 * parameters, 64, 256)
         return cls(width=_round(16 * channels, 96, 192), context=room, hidden=room)

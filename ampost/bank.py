@@ -41,6 +41,7 @@ from ampost.seeds import derive
 from ampost.shards import Packed, Shard, end_to_end, failure, packed, unpacked
 
 ROWS = 5_000  # of a shard, at most
+HOPELESS = 500  # simulations that all fail, after which no more are tried
 WINDOW = 256_000_000  # bytes held while training
 STEPS = 100  # of training on one window
 QUANTILES = 101  # of each parameter's prior, kept to say where simulations fail
@@ -155,6 +156,8 @@ class Bank:
     def _windows(self) -> tuple[tuple[int, ...], int]:
         """The shards that have rows, and how many windows they make."""
         full = tuple(k for k, header in enumerate(self.headers) if header["rows"])
+        if not full:
+            raise BankError(f"the bank in {str(self.folder)!r} has no rows: all its simulations failed")
         largest = max(path_of(self.folder, k).stat().st_size for k in full)
         return full, math.ceil(len(full) / max(1, WINDOW // largest))
 
@@ -271,15 +274,18 @@ def _built(model: Model, rows: int, seed: int, folder: Path, show: bool | None) 
 
 def _fill(model: Model, origin: Origin, folder: Path, missing: list[int], show: bool | None) -> None:
     """Make the missing shards and write each as it comes."""
+    solved = any(_stored(folder, k, files.peek)["rows"] for k in range(origin.shards) if k not in missing)
+    failed = 0
     with (
         progress("simulating", len(missing) * origin.rows, show) as bar,
         closing(_all(model, origin, missing)) as all_,
     ):
         for k, header, arrays in all_:
-            if not header["rows"] and origin.shards == 1:
+            solved, failed = solved or header["rows"] > 0, failed + header["failures"]
+            if not solved and (failed >= HOPELESS or origin.shards == 1):
                 example = header["examples"][0] if header["examples"] else None
                 raise TrainingError(
-                    f"all {header['failures']} simulations of {model.name!r} failed; narrow the prior. "
+                    f"all {failed} simulations of {model.name!r} failed; narrow the prior. "
                     f"{failure(example) if example else ''}"
                 )
             tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}

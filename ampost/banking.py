@@ -46,9 +46,10 @@ def account(folder: Path) -> str:
         except FileError as error:
             damage.append(str(error))
             continue
-        headers.append(header)
         if header["bank"] != origin.identity:
             damage.append(f"{path_of(folder, k).name!r} is of another bank")
+            continue
+        headers.append(header)
         if header["failures"]:
             failed.append((tensors["failed status"], tensors["failed parameters"]))
     rows, failures = (sum(header[name] for header in headers) for name in ("rows", "failures"))
@@ -76,8 +77,8 @@ def _accuracy(errors: list[float]) -> str:
     values = torch.tensor(errors, dtype=torch.float64)
     middle, most = (float(values.quantile(level)) for level in (0.5, 0.99))
     return (
-        f"worst error between knots, in sd of the noise: median {middle:.2g}, 99 % below {most:.2g}, largest "
-        f"{float(values.max()):.2g} (of {len(values):,} experiments)"
+        f"worst error half-way between knots, in sd of the noise: median {middle:.2g}, 99 % below {most:.2g}, "
+        f"largest {float(values.max()):.2g} (of {len(values):,} experiments)"
     )
 
 

@@ -330,8 +330,8 @@ class Teaching:
     """What an estimator learnt from: ODE solves, the share of rows by the proxy, and how that was off.
 
     `proxy_error` is the 90 % quantile over held-out draws of the proxy's error, in units of the noise, summed
-    in squares over the measured points. `overfitting` is the validation loss less that of the bank's rows
-    with fresh noise, in nats.
+    in squares over the measured points. `overfitting` is the validation loss of the density given the context
+    less its loss on the bank's rows with fresh noise, in nats (the density about the mode sees no bank).
     """
 
     solves: int
@@ -389,7 +389,8 @@ class Estimator:
     def quantiles(self, data: Experiments) -> Tensor:
         """Posterior quantiles `QUANTILES` of z, (dataset, z, quantile), by one pass."""
         with torch.no_grad():
-            return self.networks.points(self._read(data))[..., : len(QUANTILES)].double()
+            found = self.networks.points(self._read(data))[..., : len(QUANTILES)].double()
+        return found.sort(-1).values  # each is learnt by itself, and close ones may change places
 
     def nearest(self, data: Experiments) -> Tensor:
         """The z (dataset, z) whose noiseless trajectory should be nearest to the true one."""

@@ -14,7 +14,8 @@ import xarray as xr
 from torch import Tensor
 
 from ampost import bank as banks
-from ampost import checks, results
+from ampost import results
+from ampost.alarms import alarms
 from ampost.correction import CHAINS, Budget, Corrected, correct
 from ampost.errors import CheckpointError, EstimatorError, ExperimentError, FileError
 from ampost.estimator import QUANTILES, Estimator
@@ -32,7 +33,6 @@ from ampost.results import Verdict
 from ampost.seeds import derive
 
 POOR = 5.0  # an error of a proxy, in sd of the noise, from which on it is called poor
-CONTEXTS = 800  # simulated data sets that the context is compared with
 PROXY = 0.3  # the share of the schedule's seconds, where it has some, in which a proxy is trained
 
 
@@ -174,7 +174,8 @@ def infer(
                 fit[name] = results.by_label(model.parameters(end.z[None, None], data))
         fit |= {"best_log_joint": found.map_z.log_joint, "gradients": found.gradients}
         fit["condition_number"] = found.condition
-    verdict = _verdict(model, data, trained, corrected, budget.effective_size, reported, seed)
+    best = corrected.z[log_joint.nan_to_num(-torch.inf).argmax()]
+    verdict = _verdict(model, data, trained, corrected, budget.effective_size, best, seed)
     if found is not None:
         verdict = replace(verdict, reasons=(*verdict.reasons, str(found)))
     fit |= {"computation": verdict.computation, "data": verdict.data, "verdict": str(verdict)}
@@ -273,7 +274,7 @@ def _verdict(
     trained: Estimator,
     corrected: Corrected,
     wanted: int,
-    reported: results.Report,
+    best: Tensor,
     seed: int,
 ) -> Verdict:
     computation, reason = _computation(corrected, wanted)
@@ -286,7 +287,7 @@ def _verdict(
         "effective_size": float(corrected.effective.min()),
         "solves": float(corrected.solves),
     }
-    state, words, p_values = _data_state(model, data, trained, reported, seed)
+    state, words, p_values = _data_state(model, data, trained, best, seed)
     searched = corrected.network.modes.sentence(corrected.network.missed)
     return Verdict(computation, state, (reason, searched, words), numbers | p_values)
 
@@ -322,21 +323,15 @@ def _computation(corrected: Corrected, wanted: int) -> tuple[str, str]:
 
 
 def _data_state(
-    model: Model, data: Experiments, trained: Estimator, reported: results.Report, seed: int
+    model: Model, data: Experiments, trained: Estimator, best: Tensor, seed: int
 ) -> tuple[str, str, dict[str, float]]:
     """The label of model and data, the sentence behind it, and the p-values."""
+    found = alarms(model, data, best, trained, derive(seed, "alarms"))
     outside = trained.design.outside(data)
-    mine = reported.scores.log_likelihood[:, 0]
-    p_misfit = checks.misfit(-mine, -reported.log_likelihood_replicated)
-    simulated = model.simulate(CONTEXTS, derive(seed, "contexts"), data.without_values())
-    p_context = checks.unlike(trained.context(data)[0], trained.context(simulated.experiments))
-    numbers = {"p_misfit": p_misfit, "p_context": p_context}
     if outside:
-        return "outside the design", f"{outside[0]}.", numbers
-    if p_misfit < 0.01:
-        words = f"The model does not explain the data (p = {p_misfit:.3f} by replicated data)."
-        return "misfit", words, numbers
-    if p_context < 0.01:
-        words = f"Data like these are rare under the prior (p = {p_context:.3f})."
-        return "unlike the training data", words, numbers
-    return "consistent", f"The model explains the data (p = {p_misfit:.2f} by replicated data).", numbers
+        return "outside the design", f"{outside[0]}. {found}", found.numbers
+    if found.misfit:
+        return "misfit", str(found), found.numbers
+    if found.context.raised:
+        return "unlike the training data", str(found), found.numbers
+    return "consistent", str(found), found.numbers

@@ -29,7 +29,7 @@ DAMPED = 0.01  # the first damping of a row that no length takes further; ten ti
 CLOSE = 1e-3  # decrement of the log joint below which a row is done
 PROMISING = 3  # of many starts
 FEW = 4  # steps from each of them, before the best goes on
-MEMORY = 8_000_000  # numbers of a trajectory's states held at once
+MEMORY = 1_000_000  # points of trajectories held at once
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def laplace(model: Model, data: Experiments, start: Tensor, most: int = 12) -> L
 
 def at_once(data: Experiments, draws: int) -> int:
     """Data sets at once, with so many draws of each."""
-    return max(1, MEMORY // (8 * draws * data.count * data.times.shape[-1]))
+    return max(1, MEMORY // (draws * data.count * data.times.shape[-1]))
 
 
 def _found(model: Model, data: Experiments, start: Tensor, slope: Slopes, most: int) -> Laplace:

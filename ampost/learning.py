@@ -21,7 +21,7 @@ from torch import Tensor
 from ampost.accuracy import located
 from ampost.architecture import Architecture
 from ampost.bank import Bank
-from ampost.errors import EstimatorError
+from ampost.errors import EstimatorError, TrainingError
 from ampost.estimator import QUANTILES, Estimator, Layout, Networks, Reading, Teaching
 from ampost.experiments import Experiments
 from ampost.model import Model
@@ -71,8 +71,8 @@ class Settings:
             )
         if not 0 <= self.proxy_share <= 1:
             raise EstimatorError(f"Settings(proxy_share={self.proxy_share}): expected a share, 0 to 1")
-        if self.batch < 2:
-            raise EstimatorError(f"Settings(batch={self.batch}): expected at least 2")
+        if self.batch < 2 or self.batch % 2:
+            raise EstimatorError(f"Settings(batch={self.batch}): expected an even number, of at least 2")
 
     def sizes(self, model: Model) -> Architecture:
         """The networks' sizes for a model."""
@@ -155,7 +155,14 @@ class Batches:
                 proxy = self.proxy
                 looks = self.model.design.draw(count, derive(self.seed, "designs", turn))
                 drawn = self.model.simulate_at(None, looks, derive(self.seed, "noise", turn), solver=proxy)
-                z = drawn.z
+                good = (~drawn.failed).nonzero()[:, 0]
+                if not len(good):
+                    raise TrainingError(
+                        f"the proxy failed at all {count} rows of a turn, on which the exact solver does not; "
+                        f"train without a proxy"
+                    )
+                index = good[torch.arange(count) % len(good)]  # those that failed teach nothing
+                z, data = drawn.z[index], drawn.experiments.at(index)
 
                 def solver(rows: slice) -> Solver:
                     return proxy
@@ -173,8 +180,8 @@ class Batches:
                     return shard.rows(index[rows])
 
                 noise = derive(self.seed, "noise", turn)
-                drawn = self.model.simulate_at(z, looks, noise, solver=shard.rows(index))
-            self._kept = _Drawn((turn, by_proxy), z, drawn.experiments, solver)
+                data = self.model.simulate_at(z, looks, noise, solver=shard.rows(index)).experiments
+            self._kept = _Drawn((turn, by_proxy), z, data, solver)
         return self._kept
 
 
@@ -279,8 +286,11 @@ def train_estimator(
                 show=show,
             )
             teaching = replace(teaching, solves=teaching.solves + solves)
-        except KeyboardInterrupt:  # while modes were sought: what there is, is the first density
-            networks.refinement, report = None, replace(report, interrupted=True)
+            unread = not math.isfinite(refined.best)
+        except KeyboardInterrupt:  # while modes were sought
+            unread = True
+        if unread:  # what there is, is the first density
+            networks.refinement, refined, report = None, None, replace(report, interrupted=True)
     networks.eval()
     return Estimator(networks, sizes, scaling, model.design, model.fingerprint(), report, teaching, refined)
 

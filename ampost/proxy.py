@@ -50,15 +50,17 @@ from ampost.training import FitReport, Schedule, fit
 POINTS = 2**16  # begins and looks that are answered at a time
 HELD_OUT = 200  # draws that weights are chosen by
 FINEST = 200  # times of an example
+SMOOTH, SPANNED = 48, 6  # knots of a trajectory that is one stretch; those of a stretch of others
 
 
 @dataclass(frozen=True)
 class ProxySettings:
     """How a proxy is trained: sizes of its networks, the longest stretch, draws in a batch, the schedule.
 
-    Without `longest` a stretch ends only at edges (doses, ends of infusions, breakpoints of inputs). Systems
-    that go round and round want it about as long as their fastest turn takes. In the last share `unrolled` of
-    the schedule whole trajectories are learnt, so that errors do not add up from stretch to stretch.
+    Stretches end at edges (doses, ends of infusions, breakpoints of inputs) and are no longer than `longest`.
+    Without it the bank decides: where its trajectories bend so often that they took more than 48 knots, a
+    stretch spans about six of these, and else it goes from edge to edge, as with `longest=math.inf`. In the
+    last share `unrolled` of the schedule whole trajectories are learnt, so that errors do not add up.
     """
 
     width: int = 128
@@ -73,6 +75,8 @@ class ProxySettings:
         for name in ("width", "trunk", "batch"):
             if getattr(self, name) < 2:
                 raise TrainingError(f"ProxySettings({name}={getattr(self, name)}): expected at least 2")
+        if self.batch % 2:
+            raise TrainingError(f"ProxySettings(batch={self.batch}): expected an even number, for two halves")
         if self.depth < 0:
             raise TrainingError(f"ProxySettings(depth={self.depth}): expected 0 or more")
         if self.longest is not None and not self.longest > 0:
@@ -163,7 +167,8 @@ def train_proxy(
     settings = ProxySettings() if settings is None else settings
     bank.belongs_to(model)
     first = bank.window(0, seed)
-    found = grounds_of(model, first, settings.longest)
+    longest = settings.longest or _bending(model, bank)
+    found = grounds_of(model, first, longest)
     seen = sensitivities(model, first, seed)
     layouts, noise = [], []
     for ground in found:
@@ -173,6 +178,7 @@ def train_proxy(
         noise.append(torch.where(torch.tensor(relative), unit * states, unit).flatten(0, -2))
     with seeded(derive(seed, "weights")):
         networks = _networks(layouts, settings)
+    del first, found  # windows of the bank, of which there is room for one
     lessons = _Lessons(model, bank, settings, networks, seed)
     for flow, ground, unit in zip(_flows(networks), lessons.grounds(0), noise, strict=True):
         learn_scales(flow, ground, unit, derive(seed, "scales"))
@@ -184,7 +190,7 @@ def train_proxy(
 
     def validation() -> float:
         mine = model.noises(z, looks, lambda problem: _answered(networks, problem))
-        return float(_total(apart(looks, exact, mine)).quantile(0.9))
+        return float(_total(apart(looks, exact, mine), looks).quantile(0.9))
 
     report = fit(
         networks,
@@ -194,12 +200,18 @@ def train_proxy(
         settings.schedule,
         checkpoint=checkpoint,
         identity=json.dumps(
-            ["proxy", asdict(settings), model.fingerprint(), seed, bank.origin.identity, len(bank)]
+            ["proxy", asdict(settings), longest, model.fingerprint(), seed, bank.origin.identity, len(bank)]
         ),
         what="training the proxy",
         show=show,
     )
     return Proxy(_frozen(networks), settings, model.design, model.fingerprint(), report)
+
+
+def _bending(model: Model, bank: Bank) -> float:
+    """The longest stretch, by how many knots a trajectory of the bank took."""
+    knots, span = bank.origin.knots, model.design.horizon - model.design.start
+    return math.inf if knots <= SMOOTH else SPANNED * span / knots
 
 
 class _Lessons:
@@ -215,6 +227,7 @@ class _Lessons:
         """The ODEs of the bank's window at step k."""
         shard = self.bank.window(k, self.seed)
         if self._kept is None or self._kept[0] is not shard:
+            self._kept = None
             limits = {flow.layout.name: flow.layout.longest for flow in _flows(self.networks)}
             self._kept = shard, grounds_of(self.model, shard, limits)
         return self._kept[1]
@@ -296,11 +309,13 @@ def _frozen(networks: nn.ModuleList) -> nn.ModuleList:
     return networks
 
 
-def _total(units: Mapping[str, Tensor]) -> Tensor:
-    """The root of the sum of squares of errors (draw,); infinite where nothing was answered."""
-    known = torch.stack([torch.isfinite(v).any(-1).any(-1) for v in units.values()]).any(0)
-    squares = torch.stack([v.nan_to_num(0.0).square().sum((-1, -2)) for v in units.values()])
-    return torch.where(known, squares.sum(0).sqrt(), torch.inf)
+def _total(units: Mapping[str, Tensor], looks: Experiments) -> Tensor:
+    """The root of the sum of squares of errors (draw,); infinite where any of them is not known."""
+    total = torch.zeros(len(looks.live), dtype=torch.float64)
+    for name, off in units.items():
+        known = torch.where(looks.channels[name].mask, off.nan_to_num(torch.inf), 0.0)
+        total = total + known.square().sum((-1, -2))
+    return total.sqrt()
 
 
 @dataclass(frozen=True)
@@ -312,11 +327,11 @@ class Spread:
 
     @classmethod
     def of(cls, errors: Tensor) -> Spread:
-        """Of the finite ones."""
-        known = errors[torch.isfinite(errors)].numpy()
+        """Of those that are known, infinite ones too."""
+        known = errors[~torch.isnan(errors)].numpy()
         if not known.size:
             return cls(math.nan, math.nan)
-        return cls(float(np.sqrt(np.mean(known**2))), float(np.quantile(np.abs(known), 0.9)))
+        return cls(float(np.sqrt(np.mean(known**2))), float(np.quantile(np.abs(known), 0.9, method="higher")))
 
 
 @dataclass(frozen=True)
@@ -361,7 +376,7 @@ def proxy_error(model: Model, proxy: Proxy, count: int = 1_000, seed: int = 0) -
     good = ~held_out.failed
     z, looks = held_out.z[good], held_out.experiments.at(good)
     units = noise_units(model, z, looks, model.solver, proxy)
-    total = _total(units)
+    total = _total(units, looks)
     order = total.argsort(descending=True)
     middle = len(order) // 2
     chosen = torch.cat([order[:2], order[middle : middle + 2]])
@@ -395,7 +410,7 @@ def _state_errors(
                 there, here = answer[..., k], states[..., k]
                 off = there - here
                 if flow.layout.logarithmic[k]:  # a large error is not first order in the state itself
-                    off = here * (there / here).log()
+                    off = here * apart[..., k] * flow.spread[k]
                 off = off * slope[..., k]
                 seen[label] = Spread.of(torch.where(shown, off, torch.nan))
             else:

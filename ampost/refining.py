@@ -40,13 +40,15 @@ _Part = tuple[Tensor, Tensor]  # data sets, and noise on what the density is giv
 
 @dataclass(frozen=True)
 class Refining:
-    """How the density about the mode is trained: from how many data sets, and how."""
+    """How the density about the mode is trained: from how many data sets (in chunks of 500), and how."""
 
     datasets: int = 10_000
     schedule: Schedule = field(default_factory=lambda: Schedule(steps=3_000, rate=1e-3, validate_every=100))
     batch: int = 512
 
     def __post_init__(self) -> None:
+        if self.batch < 2 or self.batch % 2:
+            raise TrainingError(f"Refining(batch={self.batch}): expected an even number, of at least 2")
         least = 2 * self.batch
         if self.datasets < least:
             raise TrainingError(

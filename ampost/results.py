@@ -343,30 +343,23 @@ def summary(result: xr.DataTree) -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class Report:
-    """Scores of draws, replicated data at their places, and the log likelihood of each replicate."""
+    """Scores of draws, and replicated data at their places."""
 
     scores: Scores
     predicted: Mapping[str, Tensor]
-    log_likelihood_replicated: Tensor
 
 
 def report(model: Model, data: Experiments, z: Tensor, seed: int) -> Report:
     """What a result says about z (draw, z) under one data set; every ODE is solved once.
 
     `predicted` holds one replicate per draw, (draw, experiment, time), its true values: limits of detection
-    are not applied. Its log likelihood (draw,) is taken at the draw that made it, and by what is reported of
-    these values under the limits.
+    are not applied.
     """
     with torch.no_grad(), recording() as record:
         scores = model.score(z[:, None], data)
     stored = replace(model, solver=replaying(record.solved))
-    own = derive(seed, "predict")
-    true = stored.simulate_at(z, unlimited(data).expand((len(z),)), own).experiments
-    drawn = stored.simulate_at(z, data.expand((len(z),)), own).experiments  # the same, as it is reported
-    with torch.no_grad():
-        again = stored.score(z[None], drawn).log_likelihood[0]
-    predicted = {name: c.values for name, c in true.channels.items() if c.values is not None}
-    return Report(scores, predicted, again)
+    true = stored.simulate_at(z, unlimited(data).expand((len(z),)), derive(seed, "predict")).experiments
+    return Report(scores, {name: c.values for name, c in true.channels.items() if c.values is not None})
 
 
 def unlimited(record: Experiments) -> Experiments:

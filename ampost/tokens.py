@@ -116,6 +116,10 @@ def scaling_of(channels: tuple[str, ...], design: Design, data: Experiments) -> 
 def tokens(data: Experiments, scaling: Scaling) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Tokens (dataset, experiment, token, feature), their mask, conditions and live experiments."""
     data = data if data.batch else data.unsqueezed(1)
+    if not data.batch[0]:
+        raise EstimatorError(
+            "the record holds no data sets: expected one or more; was everything filtered out?"
+        )
     for name in data.conditions:
         if name not in scaling.conditions and name not in scaling.columns:
             known = ", ".join(scaling.conditions) or "none"

@@ -458,6 +458,11 @@ def test_a_bank_of_something_else_is_refused_by_what_differs(tmp_path: Path) -> 
     (bank.folder / "shard-00000.ampost").write_bytes((stranger.folder / "shard-00000.ampost").read_bytes())
     with pytest.raises(FileError, match=r"shard-00000\.ampost' is a shard of another bank"):
         banks.open_bank(bank.folder).shard(0)
+    other = banks.build(michaelis_menten.model(), 50, 4, tmp_path / "other", show=False)
+    (bank.folder / "shard-00000.ampost").write_bytes((other.folder / "shard-00000.ampost").read_bytes())
+    told = account(bank.folder)  # its rows are not counted
+    assert "0 rows in 0 of 1 shards, 0 simulations failed" in told
+    assert "'shard-00000.ampost' is of another bank" in told
 
 
 def test_a_bank_in_which_every_simulation_fails_is_no_bank(tmp_path: Path) -> None:
@@ -473,6 +478,9 @@ def test_a_bank_in_which_every_simulation_fails_is_no_bank(tmp_path: Path) -> No
             banks.build(model, 50, 0, folder, show=False)
     with pytest.raises(FileError, match="there is no bank"):
         banks.open_bank(tmp_path / "bank")
+    with pytest.raises(TrainingError, match=r"all 5000 simulations .* failed; narrow the prior. .*EXPLODED at time"):
+        banks.build(model, 20_000, 0, tmp_path / "large", show=False)
+    assert not list(tmp_path.glob("large/*.ampost"))
 
 
 def test_a_model_that_fails_at_some_places_knows_its_bank_again(tmp_path: Path) -> None:

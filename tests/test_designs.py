@@ -24,9 +24,9 @@ from ampost import (
     odeint,
     train,
 )
+from ampost.alarms import alarms
 from ampost.bank import build
 from ampost.calibration import inside_band
-from ampost.checks import misfit
 from ampost.errors import DesignError, EstimatorError, ExperimentError
 from ampost.inference import Settings
 from ampost.mcmc import smc
@@ -219,8 +219,10 @@ def test_data_that_no_parameters_explain_are_failed_by_infer_and_never_consisten
     model_of_far = replace(model, design=Design.like(far))
     with pytest.raises(ExperimentError, match=r"value 5 at time 1 .* outside the support of its noise Uniform"):
         infer(model_of_far, far, estimator, progress=False)
-    impossible = torch.full((100,), torch.inf)
-    assert misfit(impossible, torch.zeros(100)) == pytest.approx(1 / 101)
+    z = torch.zeros(2, dtype=torch.float64)[: model.z_size(1)]
+    found = alarms(model, far, z, estimator, seed=0)
+    assert found.misfit
+    assert "does not explain C" in str(found)
     nothing = smc(torch.zeros(50, 1, 2).double(), lambda z: (z.sum(-1), z.sum(-1) - torch.inf), seed=0)
     assert not nothing.complete
     assert nothing.stages == 0

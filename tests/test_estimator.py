@@ -494,6 +494,11 @@ def test_sizes_grow_with_the_model_and_wrong_ones_are_refused() -> None:
         Architecture(pooling="max")
     with pytest.raises(EstimatorError, match=r"width=20.*multiple of 8"):
         Architecture(width=20)
+    with pytest.raises(EstimatorError, match=r"Architecture\(layers=0\): expected at least 1"):
+        Architecture(layers=0)
+    for density, passes in (("zuko_nice", 2), ("maf", 2), ("zuko_maf", 0)):
+        with pytest.raises(EstimatorError, match=rf"{density}', passes={passes}\): expected one pass or more"):
+            Architecture(density=density, passes=passes)
 
 
 def test_no_feature_of_a_token_is_large_even_of_constants_and_far_data() -> None:

@@ -1,5 +1,6 @@
 """The learned proxy: it answers as a solver does, whatever it has learnt; and it learns."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from ampost import Compiled, Design, Estimator, Experiments, Model, answering, between, observe, odeint, plots
 from ampost import bank as banks
+from ampost.accuracy import noise_units
 from ampost.baselines import nuts
 from ampost.errors import EstimatorError, FileError, TrainingError
 from ampost.experiments import mapped
@@ -20,7 +22,7 @@ from ampost.ode.problem import OdeProblem, Status, flatten
 from ampost.optimize import maximise
 from ampost.plans import DosePlan, InputPlan, Looks
 from ampost.program import recording
-from ampost.proxy import Proxy, ProxySettings, proxy_error, train_proxy
+from ampost.proxy import Proxy, ProxySettings, _total, proxy_error, train_proxy
 from ampost.stretches import stretches_of
 from ampost.training import Schedule
 from ampost.zoo import lotka_volterra
@@ -309,6 +311,28 @@ def test_training_is_a_function_of_its_seed_and_resumes(kinetics: Model, tmp_pat
         assert torch.equal(value, again.networks.state_dict()[name])
 
 
+def test_stretches_are_short_where_trajectories_bend_often(kinetics: Model) -> None:
+    lengths = {}
+    for model in (kinetics, lotka_volterra.model()):
+        span = model.design.horizon - model.design.start
+        lengths[model.name] = taught(model, TINY).flows[0].layout.longest / span
+        whole = taught(model, replace(TINY, longest=math.inf))
+        assert whole.flows[0].layout.longest == pytest.approx(span)
+    assert lengths["michaelis_menten"] == pytest.approx(1.0)
+    assert 0.02 < lengths["lotka_volterra"] < 0.2
+
+
+def test_what_the_proxy_cannot_answer_is_no_small_error(kinetics: Model, proxy: Proxy) -> None:
+    drawn = kinetics.simulate(20, 0)
+    looks = drawn.experiments
+    units = noise_units(kinetics, drawn.z, looks, kinetics.solver, proxy)
+    mask = looks.channels["P"].mask[3]
+    spoilt = {"P": units["P"].clone()}
+    spoilt["P"][3, 0, int(mask[0].nonzero()[0])] = torch.nan
+    assert bool(torch.isfinite(_total(units, looks)).all())
+    assert torch.isinf(_total(spoilt, looks)).nonzero()[:, 0].tolist() == [3]
+
+
 def test_oscillations_are_learnt_in_logarithms_and_in_short_stretches() -> None:
     model = lotka_volterra.model()
     made = taught(model, replace(TINY, longest=1.0))
@@ -352,7 +376,7 @@ def test_another_model_is_refused(kinetics: Model, pulses: Model, proxy: Proxy) 
 
 
 def test_settings_that_make_no_sense_are_refused(kinetics: Model, proxy: Proxy) -> None:
-    for wrong in ({"width": 1}, {"depth": -1}, {"longest": 0.0}, {"unrolled": 1.5}):
+    for wrong in ({"width": 1}, {"depth": -1}, {"longest": 0.0}, {"unrolled": 1.5}, {"batch": 65}):
         with pytest.raises(TrainingError, match=f"ProxySettings\\({next(iter(wrong))}="):
             ProxySettings(**wrong)
     with pytest.raises(EstimatorError, match="count=0"):
