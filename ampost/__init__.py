@@ -45,6 +45,7 @@ _HOMES = {
     "Architecture": "architecture",
     "calibrate": "calibration",
     "compare": "comparison",
+    "compare_methods": "comparison",
     "check": "checking",
     "predict": "prediction",
     "summary": "results",

@@ -25,7 +25,8 @@ def fit(
     """Multi-start BFGS on the exact log joint in z from prior draws; all optima kept, best first.
 
     `posterior` holds 1,000 draws of the normal approximation at the best optimum (Laplace), or the
-    optimum alone, repeated, where its Hessian is singular; `fit/optima` (optimum, z) holds every end.
+    optimum alone, repeated, where its Hessian is singular. Group `optima` (optimum, z) holds every end,
+    whether it converged, and whether the model fails there (`failed`); `plots.waterfall` draws them.
     """
     if starts < 1:
         raise ArgumentError(f"fit(starts={starts}): expected at least 1")
@@ -49,7 +50,8 @@ def fit(
         best + noise @ factor.T,
         {
             "seconds": time.monotonic() - began,
-            "gradients": sum(f.gradients for f in found),
+            "gradients": (gradients := sum(f.gradients for f in found) + 2 * len(best)),
+            "solves": gradients * (1 + len(best)),
             "best_log_joint": found[0].log_joint,
             "map_z": results.by_label(model.parameters(best[None, None], data)),
             "computation": "laplace" if covariance is not None else "optimum only: singular Hessian",
@@ -63,6 +65,7 @@ def fit(
                 "z": (("optimum", "z_dim"), ends),
                 "log_joint": (("optimum",), [f.log_joint for f in found]),
                 "converged": (("optimum",), [f.converged for f in found]),
+                "failed": (("optimum",), [f.failed for f in found]),
             }
         )
     )
@@ -77,20 +80,51 @@ def nuts(
     chains: int = 1,
     seed: int = 0,
     progress: bool | None = None,
+    start: xr.DataTree | None = None,
 ) -> xr.DataTree:
-    """Pyro's NUTS in z on the exact log joint (`Potential`); chains one after another, from prior draws."""
+    """Pyro's NUTS in z on the exact log joint (`Potential`), which runs no Pyro; chains one after another.
+
+    Chains begin at draws of the prior or, warm, at draws of the posterior of a result `start`. `fit` has the
+    largest R-hat (rank-normalised, NaN of short chains) and ArviZ's effective sizes.
+
+    Raises:
+        ArgumentError: a number below 1, or a result `start` of a model with other parameters.
+    """
     for name, value in (("draws", draws), ("warmup", warmup), ("chains", chains)):
         if value < 1:
             raise ArgumentError(f"nuts({name}={value}): expected at least 1")
     data = model.prepare(data)
     began = time.monotonic()
-    looks = data.without_values()
-    starts = [model.simulate(1, derive(seed, "nuts", chain), looks).z[0] for chain in range(chains)]
+    starts = _begin(model, data, chains, seed) if start is None else _drawn(start, chains)
+    size = model.z_size(data.count)
+    if starts.shape[1] != size:
+        raise ArgumentError(
+            f"nuts(start=...): its posterior has {starts.shape[1]} coordinates in z, this model and data have "
+            f"{size}; give a result of this model and these data"
+        )
     with progress_bar("NUTS", chains * (warmup + draws), progress) as bar:
-        z, gradients = mcmc.nuts(Potential(model, data), torch.stack(starts), warmup, draws, seed, bar.advance)
-    said = {"seconds": time.monotonic() - began, "gradients": gradients, "computation": "nuts"}
+        z, gradients = mcmc.nuts(Potential(model, data), starts, warmup, draws, seed, bar.advance)
+    said = {
+        "seconds": time.monotonic() - began,
+        "gradients": gradients,
+        "solves": gradients * (1 + size),
+        "computation": "nuts",
+        "rhat": float(mcmc.convergence(z)[0].max()) if draws >= 4 else float("nan"),
+    }
     tree = _tree(model, data, z.flatten(0, 1), said, seed, chains)
     return results.with_effective_size(tree)
+
+
+def _begin(model: Model, data: Experiments, chains: int, seed: int) -> Tensor:
+    """A draw of the prior for each chain."""
+    looks = data.without_values()
+    return torch.stack([model.simulate(1, derive(seed, "nuts", chain), looks).z[0] for chain in range(chains)])
+
+
+def _drawn(result: xr.DataTree, chains: int) -> Tensor:
+    """A draw (chain, z) of a posterior for each chain, spread over it."""
+    z = torch.as_tensor(results.values(result, "unconstrained_posterior", "z")).flatten(0, 1)
+    return z[torch.linspace(0, len(z) - 1, chains).long()].contiguous()
 
 
 def _tree(

@@ -6,11 +6,9 @@ computation of a posterior failed, as its verdict says.
 
 from __future__ import annotations
 
-import re
 import sys
 import warnings
 from contextlib import nullcontext
-from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -19,11 +17,28 @@ import typer
 
 from ampost import __version__, banking
 from ampost.errors import AmpostError
+from ampost.options import (
+    By,
+    Columns,
+    Conditions,
+    DosesTable,
+    Files,
+    InputsTable,
+    Limits,
+    ModelName,
+    Out,
+    Seed,
+    Tables,
+    folder_of,
+    given,
+    in_units,
+    read,
+    ready,
+)
 
 if TYPE_CHECKING:
     from ampost.experiments import Experiments
     from ampost.model import Model
-    from ampost.programs import Source
 
 FAILED = 3
 SIMULATIONS, SECONDS = 20_000, 200.0  # of `infer`, which `check` estimates
@@ -50,52 +65,6 @@ LIBRARIES = (
     "pandas",
     "pint",
 )
-
-Files = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="FILE.py DATA.csv", help="The model (this runs the file), and the data."),
-]
-ModelName = Annotated[
-    str | None,
-    typer.Option("--model", help="In place of FILE.py: a zoo model, or path/to/file.py:name (which runs it)."),
-]
-Conditions = Annotated[str | None, typer.Option(help="Table of conditions: experiment, then one column each.")]
-DosesTable = Annotated[str | None, typer.Option("--doses", help="Table: experiment, time, amount, target.")]
-InputsTable = Annotated[str | None, typer.Option("--inputs", help="Table: experiment, input, time, value.")]
-By = Annotated[list[str] | None, typer.Option(help="A column whose values are separate data sets.")]
-Columns = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--column", metavar="HEADER=NAME", help="A header of the table and what it means: 'Zeit=time'."
-    ),
-]
-Limits = Annotated[
-    list[str] | None,
-    typer.Option("--limit", metavar="NAME=LOW:HIGH", help="Limits of detection, as in P=0.05 or P=0.05:20."),
-]
-Out = Annotated[Path | None, typer.Option(help="Folder for the results (default: MODEL-results).")]
-Seed = Annotated[int, typer.Option(help="Same seed, same machine, same result.")]
-
-
-@dataclass(frozen=True)
-class Given:
-    """What a command was given: the model's name, a table of data, and a result."""
-
-    model: str
-    data: str | None = None
-    result: str | None = None
-
-
-@dataclass(frozen=True)
-class Tables:
-    """Further tables beside the data, and how the columns are meant."""
-
-    conditions: str | None
-    doses: str | None
-    inputs: str | None
-    by: list[str] | None
-    columns: list[str] | None
-    limits: list[str] | None
 
 
 def _version(show: bool) -> None:
@@ -163,8 +132,8 @@ def check(
     seed: Seed = 0,
 ) -> None:
     """Does the model fit the table, before any training? Example: ampost check growth.py growth.csv"""
-    given = _given(files, model)
-    source, built, data = _ready(given, Tables(conditions, doses, inputs, by, column, limit))
+    had = given(files, model)
+    source, built, data = ready(had, Tables(conditions, doses, inputs, by, column, limit))
     from ampost import programs
     from ampost.checking import check as checked
     from ampost.learning import Settings
@@ -173,8 +142,8 @@ def check(
 
     settings = Settings(simulations=SIMULATIONS, schedule=Schedule(seconds=SECONDS))
 
-    folder = opened(_out(out, source))
-    for label, record in folders(_in_units(data, built)).items():
+    folder = opened(folder_of(out, source))
+    for label, record in folders(in_units(data, built)).items():
         with programs.telling(source.path):
             told = checked(built, record, seed, settings)
         typer.echo(f"Data set {record.datasets[0]}\n{told}" if label else str(told))
@@ -206,8 +175,8 @@ def infer(
     It writes draws (posterior.nc), summary.csv, verdict.json and pictures; of several data sets, one
     folder each. The estimator is kept in estimator.ampost: with --estimator it answers at once.
     """
-    given = _given(files, model)
-    source, built, data = _ready(given, Tables(conditions, doses, inputs, by, column, limit))
+    had = given(files, model)
+    source, built, data = ready(had, Tables(conditions, doses, inputs, by, column, limit))
     from xarray import DataTree
 
     from ampost import programs, reporting
@@ -217,11 +186,11 @@ def infer(
     from ampost.training import Schedule
 
     settings = Settings(simulations=simulations, schedule=Schedule(seconds=seconds))
-    folder = reporting.opened(_out(out, source))
+    folder = reporting.opened(folder_of(out, source))
     used = folder / "estimator.ampost" if estimator is None else estimator
     failed, results = False, dict[str, DataTree]()
     with nullcontext() if estimator else reporting.set_aside(used):  # an earlier one is perhaps another model's
-        for label, record in reporting.folders(_in_units(data, built)).items():
+        for label, record in reporting.folders(in_units(data, built)).items():
             with programs.telling(source.path):
                 result = inferred(built, record, used, seed, Budget(draws=draws), settings)
             if not results:
@@ -266,7 +235,7 @@ def train(
 
     Stopped at any moment, the same command goes on where it was. With data the design is that of the data.
     """
-    given = _given(files, model)
+    had = given(files, model)
     started = out.with_name(f"{out.name}.part")
     if out.exists() and not started.exists():
         raise typer.BadParameter(f"{out} is there already and is complete (no {started}): delete it first")
@@ -277,8 +246,8 @@ def train(
     from ampost.refining import Refining
     from ampost.training import Schedule
 
-    source = programs.load(given.model)
-    data = _read(given, Tables(conditions, doses, inputs, by, column, limit)) if given.data else None
+    source = programs.load(had.model)
+    data = read(had, Tables(conditions, doses, inputs, by, column, limit)) if had.data else None
     built = programs.model_of(source, programs.data_of(source) if data is None and source.own else data)
     settings = Settings(
         simulations=simulations,
@@ -331,22 +300,22 @@ def predict(
 
     Without --conditions, --doses and --inputs the experiments are those of the data.
     """
-    given = _given(files, model, result=True)
-    assert given.result is not None
+    had = given(files, model, result=True)
+    assert had.result is not None
     from ampost import asking, programs, reporting
     from ampost.prediction import predict as predicted
 
-    result, source = reporting.read(given.result), programs.load(given.model)
+    result, source = reporting.read(had.result), programs.load(had.model)
     asked = bool(conditions or doses or inputs)
     data, fitted = None, None
     if programs.needs_data(source) or not asked:
-        data, fitted = reporting.data_of(given.result)
+        data, fitted = reporting.data_of(had.result)
     built = programs.model_of(source, data)
     grid = asking.grid(times, built.design)
     looks = asking.looks(conditions, doses, inputs, built) if asked or fitted is None else fitted
     with programs.telling(source.path):
-        told = predicted(result, _in_units(looks, built), grid, built, seed, draws)
-    folder = out or Path(given.result).parent
+        told = predicted(result, in_units(looks, built), grid, built, seed, draws)
+    folder = out or Path(had.result).parent
     for path in reporting.write_prediction(told, None if asked else fitted, folder, name):
         typer.echo(f"wrote {path}")
 
@@ -370,23 +339,79 @@ def simulate(
     Without data the experiments are drawn from the design of the model, else they are those of the (first)
     data set.
     """
-    given = _given(files, model)
+    had = given(files, model)
     from ampost import programs, reporting
 
-    source = programs.load(given.model)
-    data = _read(given, Tables(conditions, doses, inputs, by, column, limit)) if given.data else None
+    source = programs.load(had.model)
+    data = read(had, Tables(conditions, doses, inputs, by, column, limit)) if had.data else None
     like = programs.data_of(source) if data is None and source.own else data
     built = programs.model_of(source, like)
-    looks = None if data is None else _in_units(data, built).split()[0]
+    looks = None if data is None else in_units(data, built).split()[0]
     with programs.telling(source.path):
         drawn = built.simulate(count, seed, looks)
-    written = reporting.write_simulation(drawn, built, _out(out, source) / "simulated")
+    written = reporting.write_simulation(drawn, built, folder_of(out, source) / "simulated")
     for path in written:
         typer.echo(f"wrote {path}")
     tables = {path.stem: path for path in written if path.suffix == ".csv"}
     further = "".join(f" --{kind} {tables[kind]}" for kind in reporting.FURTHER if kind in tables)
-    start = f"--model {given.model}" if model else given.model
+    start = f"--model {had.model}" if model else had.model
     typer.echo(f"next: ampost infer {start} {tables['measurements']}{further}")
+
+
+@app.command()
+def compare(
+    files: Files = None,
+    model: ModelName = None,
+    conditions: Conditions = None,
+    doses: DosesTable = None,
+    inputs: InputsTable = None,
+    by: By = None,
+    column: Columns = None,
+    limit: Limits = None,
+    out: Out = None,
+    seed: Seed = 0,
+    estimator: Annotated[
+        Path | None,
+        typer.Option(help="Trained estimator: loaded if it is there, else trained and saved there."),
+    ] = None,
+    seconds: Annotated[float, typer.Option(min=1.0, help="Seconds of training to aim at.")] = 60.0,
+    draws: Annotated[
+        int, typer.Option(min=4, help="Draws of each chain of NUTS, after as many of warm-up.")
+    ] = 500,
+    chains: Annotated[int, typer.Option(min=1, help="Chains of NUTS.")] = 4,
+    starts: Annotated[int, typer.Option(min=1, help="Starts of the fit.")] = 10,
+) -> None:
+    """Network, correction, fit and NUTS on one data set. Example: ampost compare --model michaelis_menten
+
+    Without data it is that of the model, else one that is simulated. It prints cost and agreement, and writes
+    tables and pictures of marginals and of the ends of the fit.
+    """
+    had = given(files, model)
+    from ampost import programs, reporting
+    from ampost.comparison import compare_methods
+    from ampost.inference import ready as trained
+    from ampost.learning import Settings
+    from ampost.training import Schedule
+
+    source = programs.load(had.model)
+    data = read(had, Tables(conditions, doses, inputs, by, column, limit)) if had.data else None
+    data = programs.data_of(source) if data is None and source.own else data
+    built = programs.model_of(source, data)
+    folder = reporting.opened(folder_of(out, source))
+    with programs.telling(source.path):
+        if data is None:
+            typer.echo(f"the data set is simulated from {built.name}, seed {seed}")
+            record = built.simulate(1, seed).experiments.at(0)
+        else:
+            record = in_units(data, built).split()[0]
+        settings = Settings(SIMULATIONS, Schedule(seconds=seconds))
+        used = trained(built, record, estimator or folder / "estimator.ampost", settings, seed, None)
+        told = compare_methods(
+            built, record, used, seed, starts=starts, draws=draws, warmup=draws, chains=chains
+        )
+    typer.echo(str(told))
+    for path in reporting.write_comparison(told, folder):
+        typer.echo(f"wrote {path}")
 
 
 @app.command()
@@ -426,58 +451,6 @@ def _shown(result: object, built: Model, data: Experiments, folder: Path) -> boo
     for path in write(result, built, data, folder):
         typer.echo(f"wrote {path}")
     return bool(result["fit"]["computation"].item() == "failed")
-
-
-def _given(files: list[str] | None, model: str | None, result: bool = False) -> Given:
-    """The files by what they are: .py the model, .nc the result, the other one the data."""
-    given = files or []
-    programs = [file for file in given if re.search(r"\.py(:\w+)?$", file)]
-    results = [file for file in given if file.endswith(".nc")]
-    tables = [file for file in given if file not in (*programs, *results)]
-    programs += [model] if model else []
-    if len(programs) != 1:
-        had = f"there are {len(programs)}: {', '.join(programs)}" if programs else "there is none"
-        raise typer.BadParameter(f"give one model, as FILE.py or by --model; {had}")
-    if len(results) != int(result):
-        raise typer.BadParameter(f"expected {int(result)} result (posterior.nc), there are {len(results)}")
-    if len(tables) > 1:
-        raise typer.BadParameter(f"expected one table of data, there are {len(tables)}: {', '.join(tables)}")
-    return Given(programs[0], tables[0] if tables else None, results[0] if results else None)
-
-
-def _ready(given: Given, tables: Tables) -> tuple[Source, Model, Experiments]:
-    """The source, the data of the table (else the source's own) as they are, and the model."""
-    from ampost import programs
-
-    source = programs.load(given.model)
-    data = _read(given, tables) if given.data else programs.data_of(source)
-    return source, programs.model_of(source, data), data
-
-
-def _read(given: Given, tables: Tables) -> Experiments:
-    from ampost import asking
-    from ampost.tables import read_table
-
-    assert given.data is not None
-    return read_table(
-        given.data,
-        tables.conditions,
-        tables.doses,
-        tables.inputs,
-        by=tables.by,
-        columns=asking.columns(tables.columns or []),
-        limits=asking.limits(tables.limits or []),
-    )
-
-
-def _in_units(data: Experiments, built: Model) -> Experiments:
-    from ampost.units import converted
-
-    return converted(data, built.units)
-
-
-def _out(out: Path | None, source: Source) -> Path:
-    return Path(f"{source.label}-results") if out is None else out
 
 
 def main() -> None:

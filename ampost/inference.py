@@ -141,7 +141,7 @@ def infer(
             )
         data = data.at(0)
     data = model.prepare(data)
-    trained = _ready(model, data, estimator, settings, seed, progress)
+    trained = ready(model, data, estimator, settings, seed, progress)
     budget = budget or Budget()
     began = time.monotonic()
     corrected = correct(model, data, trained, derive(seed, "correct"), budget, progress)
@@ -187,7 +187,7 @@ def infer(
     return tree
 
 
-def _ready(
+def ready(
     model: Model,
     data: Experiments,
     estimator: Estimator | str | Path | None,
@@ -195,6 +195,11 @@ def _ready(
     seed: int,
     progress: bool | None,
 ) -> Estimator:
+    """A trained estimator for the model: the given one, that of a file, or a new one, saved there.
+
+    Raises:
+        EstimatorError: the estimator belongs to another model, or the data lie outside the design.
+    """
     if isinstance(estimator, Estimator):
         estimator.belongs_to(model)
         return estimator

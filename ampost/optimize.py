@@ -21,15 +21,21 @@ from torch import Tensor
 LogDensity = Callable[[Tensor], Tensor]
 Array = NDArray[np.float64]
 
+WALL = 1e10  # of minus the log joint where it is not finite
+
 
 @dataclass(frozen=True)
 class Optimum:
-    """One end of a search: z, its log joint, whether BFGS converged, gradients spent."""
+    """One end of a search: z, its log joint, whether BFGS converged, gradients spent.
+
+    `failed` says that the log joint is not finite at z.
+    """
 
     z: Tensor
     log_joint: float
     converged: bool
     gradients: int
+    failed: bool = False
 
 
 def maximise(
@@ -57,8 +63,13 @@ def maximise(
                 options={"maxiter": most, "gtol": 1e-4},
             )
             close = bool(np.linalg.norm(end.jac) < 1e-2 * (1 + abs(end.fun)))
+            lost = float(end.fun) >= WALL
             found[k] = Optimum(
-                torch.as_tensor(end.x), -float(end.fun), bool(end.success) or close, int(end.nfev)
+                torch.as_tensor(end.x),
+                -torch.inf if lost else -float(end.fun),
+                (bool(end.success) or close) and not lost,
+                int(end.nfev),
+                lost,
             )
         finally:
             asked.put((k, None))
@@ -102,7 +113,7 @@ def _gradients(log_joint: LogDensity, points: list[Array]) -> list[tuple[float, 
     (slope,) = torch.autograd.grad(torch.where(torch.isfinite(value), value, 0.0).sum(), z)
     good = torch.isfinite(value.detach()) & torch.isfinite(slope).all(1)
     return [
-        (-float(v), -g.numpy()) if ok else (1e10, np.zeros(len(g)))
+        (-float(v), -g.numpy()) if ok else (WALL, np.zeros(len(g)))
         for v, g, ok in zip(value.detach(), slope, good, strict=True)
     ]
 

@@ -18,6 +18,7 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from ampost import files, plots
+from ampost.comparison import Comparison
 from ampost.errors import FileError, ModelError
 from ampost.experiments import Experiments
 from ampost.model import Model, Simulation
@@ -126,6 +127,21 @@ def write_simulation(simulation: Simulation, model: Model, folder: str | Path) -
     files.write_text(folder / "parameters.csv", _text([list(truth[0]), *(list(row.values()) for row in truth)]))
     shown = picture(seen(record), folder / "simulated.png")
     return [*_tables(record, folder), folder / "parameters.csv", shown]
+
+
+def write_comparison(told: Comparison, folder: str | Path) -> list[Path]:
+    """Write a comparison as two tables and pictures; returns their paths."""
+    folder = opened(folder)
+    files.write_text(folder / "methods.csv", told.results.to_dataframe().to_csv())
+    files.write_text(folder / "parameters.csv", told.parameters.to_dataframe().to_csv())
+    written = [
+        folder / "methods.csv",
+        folder / "parameters.csv",
+        picture(plots.comparison(told.answers), folder / "marginals.png"),
+    ]
+    if "fit" in told.answers:
+        written.append(picture(plots.waterfall(told.answers["fit"]), folder / "waterfall.png"))
+    return written
 
 
 def write_data(data: Experiments, folder: str | Path) -> list[Path]:

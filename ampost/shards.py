@@ -137,7 +137,7 @@ def _fill(out: Tensor, track: Track, index: Tensor, times: Tensor, after: Tensor
         else:
             torch.mul(ends[k], weight, out=out)
     under = (out < 0).nonzero(as_tuple=True)
-    if len(under[0]):  # a cubic may undershoot between two non-negative knots; the solution does not
+    if len(under[0]):  # between two non-negative knots: a cubic does where a solution rarely would
         below = (ends[0][under] < 0) | (ends[1][under] < 0)
         out[under] = torch.where(below, out[under], 0.0)
 

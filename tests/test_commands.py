@@ -451,3 +451,24 @@ def test_a_result_without_its_data_or_of_another_kind_is_refused(fitted: Path, t
     reporting.read(fitted / "posterior.nc")["fit"].to_netcdf(other, engine="h5netcdf")
     with pytest.raises(FileError, match="holds no posterior"):
         reporting.read(other)
+
+
+def test_compare_prints_costs_and_writes_tables_and_pictures(
+    capsys: pytest.CaptureFixture[str], folder: Path, trained: Estimator, tmp_path: Path
+) -> None:
+    trained.save(tmp_path / "mm.ampost")
+    brief = ["--draws", "20", "--chains", "2", "--starts", "2"]
+    code, out, _ = ran(
+        capsys,
+        *("compare", "--model", "michaelis_menten", "--estimator", str(tmp_path / "mm.ampost"), *brief),
+        *("--out", str(tmp_path / "told")),
+    )
+    assert code == 0
+    assert "the data set is simulated from michaelis_menten, seed 0" in out
+    for words in ("below_best", "corrected", "nuts", "km", "s of training"):
+        assert words in out
+    methods = list(csv.DictReader((tmp_path / "told" / "methods.csv").open()))
+    assert [row["result"] for row in methods] == ["nuts", "fit", "point", "network", "optimum", "corrected"]
+    for name in ("parameters.csv", "marginals.png", "waterfall.png"):
+        assert (tmp_path / "told" / name).stat().st_size > 100
+    assert not (tmp_path / "told" / "estimator.ampost").exists()

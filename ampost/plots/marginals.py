@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from textwrap import fill
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -87,11 +88,12 @@ def comparison(results: Mapping[str, xr.DataTree]) -> Figure:
         low, high = (np.quantile(np.concatenate(list(drawn.values())), q) for q in (0.002, 0.998))
         grid = np.linspace(low, high, 200)
         for k, (method, column) in enumerate(drawn.items()):
+            again, place = divmod(k, len(COLOURS))
+            style: dict[str, Any] = {"color": COLOURS[place], "ls": "-" if not again else "--", "lw": 1.4}
             if column.std() > 0:
-                density = gaussian_kde(column)(grid)
-                axis.plot(grid, density, color=COLOURS[k % len(COLOURS)], lw=1.4, label=method)
+                axis.plot(grid, gaussian_kde(column)(grid), label=method, **style)
             else:
-                axis.axvline(column[0], color=COLOURS[k % len(COLOURS)], lw=1.4, label=method)
+                axis.axvline(column[0], label=method, **style)
         axis.set_xlabel(labelled(name, units))
         axis.set_yticks([])
     axes[0].legend(frameon=False, fontsize=8)
