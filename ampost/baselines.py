@@ -109,10 +109,18 @@ def nuts(
         "gradients": gradients,
         "solves": gradients * (1 + size),
         "computation": "nuts",
-        "rhat": float(mcmc.convergence(z)[0].max()) if draws >= 4 else float("nan"),
+        "rhat": _rhat(z),
     }
     tree = _tree(model, data, z.flatten(0, 1), said, seed, chains)
     return results.with_effective_size(tree)
+
+
+def _rhat(z: Tensor) -> float:
+    """The largest R-hat of the halves of chains (chain, draw, z), so that one chain has one too."""
+    half = z.shape[1] // 2
+    if half < 4:
+        return float("nan")
+    return float(mcmc.convergence(torch.cat([z[:, :half], z[:, -half:]]))[0].max())
 
 
 def _begin(model: Model, data: Experiments, chains: int, seed: int) -> Tensor:
