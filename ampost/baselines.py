@@ -18,6 +18,8 @@ from ampost.potential import Potential
 from ampost.progress import progress as progress_bar
 from ampost.seeds import derive, seeded
 
+TRIES = 20  # draws of the prior for each chain, of which the model may fail at some
+
 
 def fit(
     model: Model, data: Experiments, starts: int = 10, seed: int = 0, progress: bool | None = None
@@ -125,8 +127,9 @@ def _rhat(z: Tensor) -> float:
 
 def _begin(model: Model, data: Experiments, chains: int, seed: int) -> Tensor:
     """A draw of the prior for each chain."""
-    looks = data.without_values()
-    return torch.stack([model.simulate(1, derive(seed, "nuts", chain), looks).z[0] for chain in range(chains)])
+    drawn = model.simulate(TRIES * chains, derive(seed, "nuts"), data.without_values())
+    good = (~drawn.failed).nonzero()[:, 0]
+    return drawn.z[good[:chains]] if len(good) >= chains else drawn.z[:chains]
 
 
 def _drawn(result: xr.DataTree, chains: int) -> Tensor:

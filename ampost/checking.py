@@ -230,6 +230,7 @@ def _chunk(model: Model, record: Experiments, seed: int) -> Drawn:
     status = torch.zeros(CHUNK, dtype=torch.long)
     for each in holding.statuses:
         status = torch.maximum(status, each.expand(CHUNK, *each.shape[1:]).reshape(CHUNK, -1).amax(-1))
+    status = torch.where(simulated.failed & (status == 0), int(Status.NOT_FINITE), status)
     failed = (status != 0)[:, None, None]
     return Drawn(
         values={
@@ -240,7 +241,7 @@ def _chunk(model: Model, record: Experiments, seed: int) -> Drawn:
         parameters=simulated.parameters,
         noises=noises.names,
         status=status,
-        example=str(holding.examples[0]) if holding.examples else "",
+        example=str(simulated.failures[0]) if simulated.failures else "",
     )
 
 

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from ampost.model import Model
 
 FAILED = 3
+TRIES = 20  # simulated data sets, of which one is compared
 SIMULATIONS, SECONDS = 20_000, 200.0  # of `infer`, which `check` estimates
 
 app = typer.Typer(
@@ -143,7 +144,7 @@ def check(
     settings = Settings(simulations=SIMULATIONS, schedule=Schedule(seconds=SECONDS))
 
     folder = opened(folder_of(out, source))
-    for label, record in folders(in_units(data, built)).items():
+    for label, record in folders(data).items():
         with programs.telling(source.path):
             told = checked(built, record, seed, settings)
         typer.echo(f"Data set {record.datasets[0]}\n{told}" if label else str(told))
@@ -401,7 +402,8 @@ def compare(
     with programs.telling(source.path):
         if data is None:
             typer.echo(f"the data set is simulated from {built.name}, seed {seed}")
-            record = built.simulate(1, seed).experiments.at(0)
+            drawn = built.simulate(TRIES, seed)
+            record = drawn.experiments.at(int(drawn.failed.int().argmin()))  # the first that did not fail
         else:
             record = in_units(data, built).split()[0]
         settings = Settings(SIMULATIONS, Schedule(seconds=seconds))

@@ -199,7 +199,7 @@ class Design:
             )
         for name, signal in self.inputs.items():
             known, kind = len(signal.times), "linear" if signal.linear else "held"
-            where = "the one signal of the data" if known == 1 else f"mixtures of {known} signals"
+            where = "one signal" if known == 1 else f"mixtures of {known} signals"
             lines.append(f"  input {name} ({kind}): {where}")
         return "\n".join(lines)
 

@@ -24,8 +24,9 @@ from ampost.importance import Draws
 from ampost.judging import shape
 from ampost.learning import Settings, enough_rows, train_estimator
 from ampost.model import Model
+from ampost.modes import STARTS as MODE_STARTS
+from ampost.modes import search
 from ampost.optima import STARTS, names, optima
-from ampost.optimize import maximise
 from ampost.progress import tell
 from ampost.proxy import train_proxy
 from ampost.refining import leftovers
@@ -238,14 +239,16 @@ def _forget(checkpoint: Path) -> None:
 
 def preliminary(model: Model, data: Experiments, seed: int, progress: bool | None) -> None:
     """A quick multi-start fit, shown while the training is still to come."""
-    start = model.simulate(200, derive(seed, "preliminary"), data.without_values()).z
-    with torch.no_grad():
-        value = model.log_joint(start[:, None], data)[:, 0]
-    best = start[value.argsort(descending=True)[:3]]
-    found = maximise(lambda z: model.log_joint(z[:, None], data)[:, 0], best, most=20)[0]
-    values = model.parameters(found.z[None, None], data)
+    found = search(model, data, derive(seed, "preliminary"))
+    if not len(found.height):
+        tell(f"preliminary fit: none of {MODE_STARTS} searches from the prior ended at an optimum", progress)
+        return
+    values = model.parameters(found.place[:1, None], data)
     words = ", ".join(f"{k} {float(v.flatten()[0]):.3g}" for k, v in values.items() if v.numel() == 1)
-    tell(f"preliminary fit (3 starts, log joint {found.log_joint:.2f}): {words}", progress)
+    tell(
+        f"preliminary fit (best of {MODE_STARTS} starts, log joint {float(found.height[0]):.2f}): {words}",
+        progress,
+    )
 
 
 def _point(model: Model, data: Experiments, trained: Estimator) -> dict[str, float]:
@@ -324,7 +327,9 @@ def _computation(corrected: Corrected, wanted: int) -> tuple[str, str]:
         "bridge": "The network was far off; its draws were carried to the posterior by sequential Monte Carlo",
         "prior": "The proposal was found from the prior, without the network",
     }[corrected.shaped_by]
-    return "trusted" if corrected.network.trusted else "corrected", f"{how}: {said}"
+    if corrected.network.trusted:
+        return "trusted", f"The network's draws would have done as they stood. {how}: {said}"
+    return "corrected", f"{how}: {said}"
 
 
 def _data_state(

@@ -24,8 +24,9 @@ from ampost.bank import Bank
 from ampost.errors import EstimatorError, TrainingError
 from ampost.estimator import QUANTILES, Estimator, Layout, Networks, Reading, Teaching
 from ampost.experiments import Experiments
-from ampost.model import Model
+from ampost.model import Model, Simulation
 from ampost.ode.problem import Solver
+from ampost.progress import tell
 from ampost.proxy import HELD_OUT, Proxy, ProxySettings, proxy_error
 from ampost.refining import Refining, refine
 from ampost.seeds import derive, seeded
@@ -155,14 +156,7 @@ class Batches:
                 proxy = self.proxy
                 looks = self.model.design.draw(count, derive(self.seed, "designs", turn))
                 drawn = self.model.simulate_at(None, looks, derive(self.seed, "noise", turn), solver=proxy)
-                good = (~drawn.failed).nonzero()[:, 0]
-                if not len(good):
-                    raise TrainingError(
-                        f"the proxy failed at all {count} rows of a turn, on which the exact solver does not; "
-                        f"train without a proxy"
-                    )
-                index = good[torch.arange(count) % len(good)]  # those that failed teach nothing
-                z, data = drawn.z[index], drawn.experiments.at(index)
+                kept = _kept(drawn, "by the proxy")
 
                 def solver(rows: slice) -> Solver:
                     return proxy
@@ -174,15 +168,24 @@ class Batches:
                 looks = self.model.design.draw_looks(
                     shard.protocols.at(index), derive(self.seed, "looks", turn)
                 )
-                z = shard.z[index]
+                noise = derive(self.seed, "noise", turn)
+                drawn = self.model.simulate_at(shard.z[index], looks, noise, solver=shard.rows(index))
+                kept = _kept(drawn, "from the bank")
 
                 def solver(rows: slice) -> Solver:
-                    return shard.rows(index[rows])
+                    return shard.rows(index[kept[rows]])
 
-                noise = derive(self.seed, "noise", turn)
-                data = self.model.simulate_at(z, looks, noise, solver=shard.rows(index)).experiments
-            self._kept = _Drawn((turn, by_proxy), z, data, solver)
+            self._kept = _Drawn((turn, by_proxy), drawn.z[kept], drawn.experiments.at(kept), solver)
         return self._kept
+
+
+def _kept(drawn: Simulation, how: str) -> Tensor:
+    """Indices (draw,) of draws that did not fail, as many as were drawn: what failed teaches nothing."""
+    good = (~drawn.failed).nonzero()[:, 0]
+    if not len(good):
+        first = f"; the first: {drawn.failures[0]}" if drawn.failures else ""
+        raise TrainingError(f"all {len(drawn.failed)} data sets drawn {how} failed{first}")
+    return good[torch.arange(len(drawn.failed)) % len(good)]
 
 
 def _trace(model: Model, z: Tensor, data: Experiments, solver: Solver) -> _Trace:
@@ -239,6 +242,15 @@ def train_estimator(
     enough_rows(bank, settings)
     held_out = model.simulate(VALIDATION, derive(seed, "validation"))
     good = (~held_out.failed).nonzero()[:, 0]
+    lost = len(held_out.failed) - len(good)
+    if lost:
+        tell(
+            f"{lost} of {len(held_out.failed)} simulated data sets fail, and are left out wherever they come: "
+            f"{held_out.failures[0] if held_out.failures else 'for an unknown reason'}",
+            show,
+        )
+    if not len(good):
+        raise TrainingError(f"all {lost} simulated data sets fail; narrow the prior, or mend the program")
     z, data = held_out.z[good], held_out.experiments.at(good)
     scaling = scaling_of(model.channels, model.design, data)
     sizes = settings.sizes(model)
@@ -352,7 +364,8 @@ def _teaching(
     index = torch.arange(min(VALIDATION, len(shard)))
     looks = model.design.draw_looks(shard.protocols.at(index), derive(seed, "again"))
     drawn = model.simulate_at(shard.z[index], looks, derive(seed, "afresh"), solver=shard.rows(index))
-    mine = _loss_of(networks, drawn.z, tokens(drawn.experiments, batches.scaling))
+    kept = _kept(drawn, "from the bank")
+    mine = _loss_of(networks, drawn.z[kept], tokens(drawn.experiments.at(kept), batches.scaling))
     solves, error, share = bank.solves + VALIDATION, float("nan"), 0.0
     if proxy is not None:
         error = proxy_error(model, proxy, PROXIED, derive(seed, "proxy")).quantile(0.9)

@@ -6,7 +6,7 @@ site's own distribution, so priors that depend on other sites need no special ca
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -64,17 +64,36 @@ class Scores:
 
 
 @dataclass(frozen=True)
+class NoNumber:
+    """A drawn value that is not a finite number: where, and at which parameters."""
+
+    channel: str
+    value: float
+    time: float
+    parameters: Mapping[str, float]
+
+    def __str__(self) -> str:
+        at = ", ".join(f"{name} {value:.4g}" for name, value in self.parameters.items())
+        return (
+            f"channel {self.channel!r} is drawn as {self.value:g} at time {self.time:.6g} (parameters {at}): a "
+            f"parameter of its noise is no number there, as the logarithm of a state that a solver leaves a "
+            f"trifle below 0; keep it inside, as by y.A.clamp(min=1e-9) before the logarithm"
+        )
+
+
+@dataclass(frozen=True)
 class Simulation:
     """Draws from prior and likelihood: z (draw, z), experiments with values, and what failed.
 
-    `failures` holds the first few rows that failed, each with a snippet that runs it again.
+    Failed are draws whose ODE could not be solved, and those with a value that is no finite number. `failures`
+    holds the first few, those of the ODE with a snippet that runs it again.
     """
 
     z: Tensor
     parameters: Mapping[str, Tensor]
     experiments: Experiments
     failed: Tensor
-    failures: tuple[Failure, ...] = ()
+    failures: tuple[Failure | NoNumber, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -188,12 +207,21 @@ class Model:
             values = {k: v.reshape(looks.times.shape) for k, v in run.values.items()}
             shown = looks.with_values(values, run.counts)
         sites = self.sites(looks.count)
+        parameters = {k: v[:, 0] for k, v in run.named(sites).items()}
+        failed = holding.failed((looks.batch[0], 1))[:, 0]
+        examples: list[Failure | NoNumber] = [
+            *holding.examples,
+            *_no_numbers(looks, values, parameters, failed),
+        ]
+        for name, value in values.items():
+            if name in looks.channels:
+                failed = failed | (looks.channels[name].mask & ~torch.isfinite(value)).any(-1).any(-1)
         return Simulation(
             z=run.z_of(sites)[:, 0] if z is None else z,
-            parameters={k: v[:, 0] for k, v in run.named(sites).items()},
+            parameters=parameters,
             experiments=shown,
-            failed=holding.failed((looks.batch[0], 1))[:, 0],
-            failures=tuple(holding.examples),
+            failed=failed,
+            failures=tuple(examples),
         )
 
     def noises(self, z: Tensor, looks: Experiments, solver: Solver | None = None) -> dict[str, Any]:
@@ -400,8 +428,8 @@ class Model:
             )
         if not set(asked.channels) & set(self.design.channels):
             raise ModelError(
-                f"the program {self.name!r} observes {', '.join(asked.channels)}, the design has "
-                f"{', '.join(self.design.channels)}; give both the same names"
+                f"the program {self.name!r} observes {', '.join(asked.channels)}, the design (or the table it "
+                f"was made from) has {', '.join(self.design.channels)}; give both the same names"
             )
         self._channels[:] = asked.channels
         return latents
@@ -416,6 +444,20 @@ class Model:
                 for name, value in run.values.items():
                     values.setdefault(name, []).append(value)
         return {name: torch.stack(v) for name, v in values.items()}
+
+
+def _no_numbers(
+    looks: Experiments, values: Mapping[str, Tensor], parameters: Mapping[str, Tensor], failed: Tensor
+) -> Iterator[NoNumber]:
+    """The first drawn value of each channel that is not finite, of draws that were solved."""
+    for name, value in values.items():
+        if name not in looks.channels:
+            continue
+        bad = looks.channels[name].mask & ~torch.isfinite(value) & ~failed[:, None, None]
+        if bool(bad.any()):
+            d, e, t = bad.nonzero()[0].tolist()
+            at = {k: float(v[d]) for k, v in parameters.items() if v[d].numel() == 1}
+            yield NoNumber(name, float(value[d, e, t]), float(looks.times[d, e, t]), at)
 
 
 def _refuse_value(name: str, noise: Any, data: Experiments, bad: Tensor, what: str) -> None:  # noqa: ANN401
