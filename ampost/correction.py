@@ -1,35 +1,39 @@
 """Correction of one data set: network draws -> adapted, frozen proposal -> fresh final round -> draws.
 
-Adaptation goes by the weights while they carry a covariance, else by a bridge of sequential Monte
-Carlo from the proposal; where the final round stays poor, once more from the prior, which does not
-trust the network; where that is poor too, by many Markov chains from its particles.
+Adaptation goes by the weights while they carry a covariance, else by a bridge of sequential Monte Carlo from
+the proposal. Where the final round stays poor, many Markov chains jump by its proposal and move along the
+ridge; where they do not agree, all begins once more from the prior by sequential Monte Carlo, which does not
+trust the network.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from ampost import importance
+from ampost.chains import GROUPS, LEAST, LENGTHS, RHAT, Chains, Local, chains
 from ampost.errors import ArgumentError
 from ampost.estimator import Estimator, Reading
 from ampost.experiments import Experiments
 from ampost.importance import Component, Draws
 from ampost.judging import FINAL, Judged, alike, judged
-from ampost.mcmc import SmcResult, convergence, hmc, smc
+from ampost.mcmc import SmcResult, smc
 from ampost.model import Model
-from ampost.modes import Modes, search
+from ampost.modes import ENDED, Modes, search
 from ampost.progress import progress, tell
-from ampost.ridges import Ridge
+from ampost.ridges import Ridge, ridge
 from ampost.seeds import derive
 
 ROUND = 1_000
 ROUNDS = 3
 ENOUGH = 0.4  # effective draws per draw, from which on a proposal is left as it is
-CHAINS, WARMUP, LENGTHS = 64, 30, (50, 100, 200, 400, 800)
-RHAT, LEAST = 1.01, 400
+GAIN = 1.2  # times more of them, below which further rounds are not worth their solves
+POOR = 0.15  # of them, below which Markov chains give the draws that a proposal is fitted to
 
 
 @dataclass(frozen=True)
@@ -73,8 +77,8 @@ class Corrected:
     """Equally weighted draws z (draw, z) of one data set, and the final round that speaks for them.
 
     `judged` is what the final round says of itself, `effective` (z,) are the effective sizes of `z`.
-    `sampled` draws are those of Markov chains, `effective` and `rhat` are theirs, and `solves` counts a
-    gradient as one more than the number of coordinates. `rhat` is NaN where nothing was sampled.
+    `sampled` draws are those of Markov chains, `effective` and (nested) `rhat` are theirs. `rhat` is NaN where
+    nothing was sampled.
     """
 
     z: Tensor
@@ -119,27 +123,31 @@ def correct(
     exact = _Exact(model, data)
     reading = trained.reading(model, data)
     exact.solves += 0 if reading.ridge is None else reading.ridge.solves
-    flow, prior = _flow(trained, reading), _prior(model, data)
-    plain = importance.draw_round(
-        [importance.shared(flow, 0.95), importance.shared(prior, 0.05)], exact, ROUND, derive(seed, "plain")
-    )
-    proposal, trial, shaped_by = _adapt(plain, flow, prior, reading.ridge, exact, derive(seed, "adapt"))
+    flow, prior, size = _flow(trained, reading), _prior(model, data), model.z_size(data.count)
     modes = search(model, data, seed)
     exact.solves += modes.solves
+    about = _about(model, data, reading, modes, exact)
+    first = [importance.shared(flow, 0.95), importance.shared(prior, 0.05)]
+    if about is not None:
+        first = _mixture([_normal(about)], flow, prior, 0.6)
+    plain = importance.draw_round(first, exact, ROUND, derive(seed, "plain"))
+    proposal, trial, shaped_by = _adapt(plain, first, flow, prior, about, exact, derive(seed, "adapt"))
     missed = modes.outside(lambda z: importance.log_mixture(z, proposal), _evidence(trial))
     if len(missed):
         proposal = _with_modes(proposal, modes, missed, _evidence(trial))
         trial = importance.draw_round(proposal, exact, ROUND, derive(seed, "modes"))
-    final = _final(proposal, exact, _rate(trial), derive(seed, "final"), budget)
+    final = _final(proposal, exact, _rate(trial), derive(seed, "final"), budget, last=False)
     said = _judged(final, proposal, modes)
-    if said.faults and float(importance.kish(final.log_weight)) >= 10 * final.z.shape[-1]:
+    short = said.smallest < budget.effective_size
+    if (said.faults or short) and budget.solves - exact.solves >= ROUND + FINAL and said.kish >= 10 * size:
         # many draws know better than few where the proposal is thin
-        proposal = _mixture(
-            _fitted(final.z, final.log_weight, derive(seed, "refit"), reading.ridge), flow, prior, _share(final)
-        )
-        trial = importance.draw_round(proposal, exact, ROUND, derive(seed, "retrial"))
-        final, shaped_by = _final(proposal, exact, _rate(trial), derive(seed, "refined"), budget), "weights"
-        said = _judged(final, proposal, modes)
+        refitted = _fitted(final.z, final.log_weight, derive(seed, "refit"), about)
+        better = _mixture(refitted, flow, prior, _share(final))
+        trial = importance.draw_round(better, exact, ROUND, derive(seed, "retrial"))
+        other = _final(better, exact, _rate(trial), derive(seed, "refined"), budget)
+        told = _judged(other, better, modes)
+        if (bool(told.faults), -told.smallest) < (bool(said.faults), -said.smallest):
+            final, proposal, said, shaped_by = other, better, told, "weights"
     network = Alone(
         _khat_alone(plain, flow),
         alike(trained.sample(reading, FINAL, derive(seed, "alone")), final),
@@ -148,29 +156,52 @@ def correct(
     )
     if not said.faults:
         return _accepted(final, said, exact, network, shaped_by, derive(seed, "equal"), budget)
-    found = _from_prior(model, data, exact, derive(seed, "smc"), max(budget.draws, ROUND))
-    if found.complete:
-        fitted = _fitted(found.z, torch.zeros_like(found.log_joint), seed)
-        proposal = _mixture(fitted, flow, prior, 0.2)
-        trial = importance.draw_round(proposal, exact, ROUND, derive(seed, "trial"))
-        final = _final(proposal, exact, _rate(trial), derive(seed, "last"), budget)
-        said = _judged(final, proposal, modes)
-        if not said.faults:
-            return _accepted(final, said, exact, network, "prior", derive(seed, "equal"), budget)
-    z, effective, rhat, gradients = _by_chains(model, data, found, derive(seed, "nuts"), budget.draws, show)
+    drawn = _sampled(final, proposal, about, exact, derive(seed, "chains"), show)
+    if drawn is None or not drawn.agree or said.missed:
+        found = _from_prior(model, data, exact, derive(seed, "smc"), max(budget.draws, ROUND))
+        if found.complete:
+            fitted = _fitted(found.z, torch.zeros_like(found.log_joint), seed)
+            proposal, shaped_by = _mixture(fitted, flow, prior, 0.2), "prior"
+            trial = importance.draw_round(proposal, exact, ROUND, derive(seed, "trial"))
+            final = _final(proposal, exact, _rate(trial), derive(seed, "last"), budget)
+            said = _judged(final, proposal, modes)
+            if not said.faults:
+                return _accepted(final, said, exact, network, "prior", derive(seed, "equal"), budget)
+            drawn = _sampled(final, proposal, about, exact, derive(seed, "last chains"), show)
+    z, effective, rhat = _taken(drawn, final, budget.draws)
     return Corrected(
         z=z,
         final=final,
         judged=said,
         network=network,
         effective=effective,
-        log_evidence=float(found.log_evidence) if found.complete else float("nan"),
+        log_evidence=float("nan"),
         log_evidence_error=float("nan"),
-        solves=exact.solves + gradients * (1 + z.shape[-1]),
-        shaped_by="prior",
+        solves=exact.solves,
+        shaped_by=shaped_by,
         sampled=True,
         rhat=rhat,
     )
+
+
+def _about(model: Model, data: Experiments, reading: Reading, modes: Modes, exact: _Exact) -> Ridge | None:
+    """Coordinates about the highest mode that is known: the network's, or one that was found from the prior."""
+    known = reading.ridge
+    if not len(modes.height) or (
+        known is not None and float(modes.height[0] - known.laplace.height[0]) < ENDED
+    ):
+        return known
+    found = ridge(model, data, modes.best)
+    exact.solves += found.solves
+    return found
+
+
+def _normal(about: Ridge) -> Component:
+    """A Student-t distribution that is standard in coordinates about a mode."""
+    zero = torch.zeros_like(about.laplace.mode)
+    one = torch.eye(zero.shape[1], dtype=torch.float64)[None]
+    share = torch.ones(1, dtype=torch.float64)
+    return _along(about, importance.student(zero, one, _degrees(zero.shape[1]), share))
 
 
 def _evidence(found: Draws) -> float:
@@ -194,80 +225,82 @@ def _with_modes(
     return [*(replace(c, share=c.share * (1 - taken * scale)) for c in proposal), *added]
 
 
-def _by_chains(
-    model: Model, data: Experiments, found: SmcResult, seed: int, draws: int, show: bool | None
-) -> tuple[Tensor, Tensor, float, int]:
-    """Draws of Markov chains from the particles `found`, effective sizes, largest R-hat, gradients spent.
-
-    Where the chains do not agree yet, longer ones go on from where they are.
-    """
-    alive = found.z[torch.isfinite(found.log_joint[:, 0]), 0]
-    if not len(alive):  # no parameters explain the data at all: there is nothing to sample
-        unknown = torch.full((found.z.shape[-1],), torch.nan, dtype=torch.float64)
-        return found.z[:draws, 0], unknown, float("nan"), 0
-    tell(
-        "no proposal carries the weights: Markov chains take over, which takes minutes where solves are slow",
-        show,
-    )
-    spent, z = 0, alive
-    starts = alive[torch.linspace(0, len(alive) - 1, CHAINS).long()]
-    with progress(
-        "no proposal carries the weights: Markov chains", sum(WARMUP + n for n in LENGTHS), show
-    ) as bar:
-        for attempt, length in enumerate(LENGTHS):
-            # in coordinates where the draws so far are round, few steps make a long way
-            mean, factor = _round(z)
-            u = torch.linalg.solve_triangular(factor, (starts - mean).T, upper=False).T
-
-            def joint(at: Tensor, mean: Tensor = mean, factor: Tensor = factor) -> Tensor:
-                return model.log_joint((mean + at @ factor.T)[:, None], data)[:, 0]
-
-            drawn, gradients = hmc(joint, u, WARMUP, length, derive(seed, attempt), bar.advance)
-            chains = mean + drawn @ factor.T
-            starts, z = chains[:, -1], chains.flatten(0, 1)
-            spent += gradients * CHAINS
-            rhat, effective = convergence(chains)
-            if float(rhat.max()) <= RHAT and float(effective.min()) >= LEAST:
-                break
-    return z[torch.linspace(0, len(z) - 1, draws).long()], effective, float(rhat.max()), spent
+def _sampled(
+    final: Draws, proposal: list[Component], about: Ridge | None, exact: _Exact, seed: int, show: bool | None
+) -> Chains | None:
+    """Markov chains that begin at weighted draws and jump by their proposal; None where nothing has weight."""
+    if not float(importance.kish(final.log_weight)) > 0:
+        return None
+    tell("no proposal carries the weights: Markov chains take over", show)
+    with progress("Markov chains", sum(LENGTHS), show) as bar:
+        return _walked(final, proposal, about, exact, seed, LENGTHS, bar.advance)
 
 
-def _round(z: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and scale of draws (draw, z); those of the prior where they are too few to tell."""
-    size = z.shape[-1]
-    if len(z) < 2 * size:
-        return torch.zeros(size, dtype=z.dtype), torch.eye(size, dtype=z.dtype)
-    mean, factor = importance.weighted_moments(z[:, None], torch.zeros(len(z), 1, dtype=z.dtype))
-    return mean[0], factor[0]
+def _walked(
+    found: Draws,
+    proposal: list[Component],
+    about: Ridge | None,
+    exact: _Exact,
+    seed: int,
+    lengths: tuple[int, ...],
+    advance: Callable[[], None] = lambda: None,
+) -> Chains:
+    """Chains that begin at weighted draws."""
+    size = found.z.shape[-1]
+    weight = importance.temper(found.log_weight, 10.0 * size)
+    index, _ = importance.resample(weight, GROUPS, derive(seed, "starts"))
+    local = Local.of(found.z, weight, about, _degrees(size))
+    return chains(exact, found.z[index[:, 0], 0], proposal, local, seed, lengths, advance=advance)
+
+
+def _taken(drawn: Chains | None, final: Draws, draws: int) -> tuple[Tensor, Tensor, float]:
+    """Draws (draw, z) of chains, effective sizes and R-hat; draws without meaning where there are none."""
+    if drawn is None:
+        return final.z[:draws, 0], torch.full_like(final.z[0, 0], torch.nan), float("nan")
+    z = drawn.z.transpose(0, 1).flatten(0, 1)
+    return z[torch.linspace(0, len(z) - 1, draws).long()], drawn.effective, drawn.rhat
 
 
 def _adapt(
-    found: Draws, flow: Component, prior: Component, about: Ridge | None, exact: _Exact, seed: int
+    found: Draws,
+    proposal: list[Component],
+    flow: Component,
+    prior: Component,
+    about: Ridge | None,
+    exact: _Exact,
+    seed: int,
 ) -> tuple[list[Component], Draws, str]:
-    """Proposal, the last round drawn from it, and what shaped it; one to three rounds.
+    """Proposal, the last round drawn from it, and what shaped it; one to three rounds after the first one.
 
     A mixture, whose tails are heavier than the network's, is fitted to the weighted draws, flattened where
     their effective size is below ten times the dimension. Where it is below the dimension, the weights carry no
-    covariance, and particles are carried over from the proposal to the posterior instead, once.
+    covariance, and particles are carried over from the proposal to the posterior instead, once. Where the
+    weights stay poor, short Markov chains from there give draws to fit to. The best proposal is kept.
     """
-    proposal = [importance.shared(flow, 0.95), importance.shared(prior, 0.05)]
     size = found.z.shape[-1]
-    shaped_by, count = "weights", ROUND
+    shaped_by, best, rate = "weights", (proposal, found), 0.0
     for k in range(ROUNDS):
-        if k and _rate(found) >= ENOUGH:
-            break
         share = _share(found)
         if float(importance.kish(found.log_weight)) < size and shaped_by != "bridge":
             moved = _bridge(found, proposal, exact, derive(seed, "bridge"))
             if not moved.complete:
                 break
-            fitted = _fitted(moved.z, torch.zeros_like(moved.log_joint), seed, about)
-            shaped_by, count = "bridge", 3 * ROUND
+            fitted, shaped_by = _fitted(moved.z, torch.zeros_like(moved.log_joint), seed, about), "bridge"
+        elif k and _rate(found) < POOR:
+            walked = _walked(found, proposal, about, exact, derive(seed, "walk", k), LENGTHS[:1])
+            z = walked.z.flatten(0, 1)[:, None]
+            size_of = float(walked.effective.min())
+            fitted = _fitted(z, torch.zeros(z.shape[:2], dtype=z.dtype), seed, about, size_of)
         else:
             fitted = _fitted(found.z, importance.temper(found.log_weight, 10.0 * size), seed, about)
         proposal = _mixture(fitted, flow, prior, share)
-        found = importance.draw_round(proposal, exact, count, derive(seed, "round", k))
-    return proposal, found, shaped_by
+        found = importance.draw_round(proposal, exact, ROUND, derive(seed, "round", k))
+        before, rate = rate, max(rate, _rate(found))
+        if rate > before:
+            best = proposal, found
+        if rate >= ENOUGH or (k and rate >= POOR and rate < GAIN * before):
+            break
+    return *best, shaped_by
 
 
 def _share(found: Draws) -> float:
@@ -289,17 +322,28 @@ def _from_prior(model: Model, data: Experiments, exact: _Exact, seed: int, parti
     return smc(start, exact.from_prior, derive(seed, "path"))
 
 
-def _final(proposal: list[Component], exact: _Exact, rate: float, seed: int, budget: Budget) -> Draws:
-    """A fresh round from the frozen proposal, and further draws while its effective size falls short."""
-    left = budget.solves - exact.solves
-    count = max(min(int(1.1 * budget.effective_size / max(rate, 0.05)), left), FINAL)
+def _final(
+    proposal: list[Component], exact: _Exact, rate: float, seed: int, budget: Budget, last: bool = True
+) -> Draws:
+    """A fresh round from the frozen proposal, and further draws while its effective size falls short.
+
+    Where draws will be drawn twice, the solves that moving them takes are kept. Unless it is the `last` round,
+    it ends where what is left of the budget would not do.
+    """
+    moves = importance.MOVES * budget.draws
+    left = budget.solves - exact.solves - moves
+    count = int(1.1 * budget.effective_size / max(rate, 0.05))
+    count = max(min(count, left if last else left // 3), FINAL)
     final = importance.draw_round(proposal, exact, count, derive(seed, "first"))
-    size, left = judged(final).smallest, budget.solves - exact.solves
-    while size < budget.effective_size and left >= ROUND and size >= 0.01 * len(final.z):
-        more = min(int(1.1 * (budget.effective_size - size) * len(final.z) / size) + 100, left)
+    while (said := judged(final)).smallest < budget.effective_size and said.smallest >= 0.01 * len(final.z):
+        kept = moves if budget.draws * said.largest > 1 else 0
+        left = budget.solves - exact.solves - kept
+        missing = 1.1 * (budget.effective_size - said.smallest) * len(final.z) / said.smallest
+        if left < ROUND or (not last and missing > left):
+            break
+        more = min(int(missing) + 100, left)
         further = importance.draw_round(proposal, exact, more, derive(seed, "further", len(final.z)))
         final = importance.joined(final, further)
-        size, left = judged(final).smallest, budget.solves - exact.solves
     return final
 
 
@@ -344,15 +388,17 @@ def _khat_alone(plain: Draws, flow: Component) -> float:
     return float(importance.khat(alone))
 
 
-def _fitted(z: Tensor, log_weight: Tensor, seed: int, about: Ridge | None = None) -> list[Component]:
+def _fitted(
+    z: Tensor, log_weight: Tensor, seed: int, about: Ridge | None = None, effective: float = math.inf
+) -> list[Component]:
     """Student-t components fitted to weighted draws, in coordinates that follow a ridge where there are some.
 
     Their tails are heavier in few dimensions.
     """
     degrees = _degrees(z.shape[-1])
     if about is None:
-        return importance.fitted_mixture(z, log_weight, degrees, derive(seed, "fit"))
-    parts = importance.fitted_mixture(about.standard(z), log_weight, degrees, derive(seed, "fit"))
+        return importance.fitted_mixture(z, log_weight, degrees, derive(seed, "fit"), effective)
+    parts = importance.fitted_mixture(about.standard(z), log_weight, degrees, derive(seed, "fit"), effective)
     return [_along(about, part) for part in parts]
 
 

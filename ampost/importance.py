@@ -19,6 +19,8 @@ from torch import Tensor
 from ampost.axes import Latent, PerDraw
 from ampost.seeds import derive, seeded
 
+MOST = 10.0  # components of a fitted mixture
+MOVES = 5  # steps that every draw takes where some are drawn twice; as often again while some still are
 LogDensity = Callable[[Tensor], Tensor]
 Sampler = Callable[[int, int], Tensor]
 
@@ -73,19 +75,21 @@ def student(mean: Tensor, factor: Tensor, degrees: float, share: Tensor) -> Comp
     return Component("student", share, sample, log_density)
 
 
-def fitted_mixture(z: Tensor, log_weight: Tensor, degrees: float, seed: int) -> list[Component]:
-    """Student-t components that follow weighted draws z (draw, dataset, z): one, or up to four if they bend.
+def fitted_mixture(
+    z: Tensor, log_weight: Tensor, degrees: float, seed: int, effective: float = math.inf
+) -> list[Component]:
+    """Student-t components that follow weighted draws z (draw, dataset, z): one, or up to ten if they bend.
 
     Centres and scales come from scikit-learn's Gaussian mixture in whitened z, fitted to resampled
-    draws; the number of components is what their effective size can carry.
+    draws; the number of components is what their effective size can carry, which is at most `effective`.
     """
     datasets, size = z.shape[1:]
     mean, factor = weighted_moments(z, log_weight)
     numbers = size * (size + 3) / 2
-    count = int(min(4.0, max(1.0, float(kish(log_weight).min()) / (5 * numbers))))
+    count = int(min(MOST, max(1.0, min(effective, float(kish(log_weight).min())) / (5 * numbers))))
     if count == 1:
         return [student(mean, factor, degrees, torch.ones(datasets, dtype=torch.float64))]
-    index, _ = resample(log_weight, min(2_000, len(z)), seed)
+    index, _ = resample(log_weight, min(500 * count, len(z)), seed)
     chosen = z.gather(0, index[..., None].expand(*index.shape, size))
     white = torch.linalg.solve_triangular(factor, (chosen - mean)[..., None], upper=False)[..., 0]
     fits = [_gaussians(white[:, d], count, seed) for d in range(datasets)]
@@ -274,7 +278,7 @@ def resample(log_weight: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor]
 
 
 def equally_weighted(
-    draws: Draws, log_joint: LogDensity, count: int, seed: int, steps: int = 5
+    draws: Draws, log_joint: LogDensity, count: int, seed: int, steps: int = MOVES
 ) -> tuple[Tensor, Tensor]:
     """Equally weighted draws z (count, dataset, z) without duplicates, and their log joint, in random order.
 
@@ -292,7 +296,7 @@ def equally_weighted(
     # all draws move, not the repeats alone: which draws repeat depends on where they are, and moving
     # a subset chosen by its place would not leave the posterior invariant
     rho = 0.8
-    for k in range(5 if steps else 0):
+    for k in range(MOVES if steps else 0):
         z, joint, _ = move(z, joint, log_joint, mean, factor, steps, derive(seed, "move", k), rho)
         if all(len(z[:, d].unique(dim=0)) == count for d in range(z.shape[1])):
             break

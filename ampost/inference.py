@@ -16,7 +16,8 @@ from torch import Tensor
 from ampost import bank as banks
 from ampost import results
 from ampost.alarms import alarms
-from ampost.correction import CHAINS, Budget, Corrected, correct
+from ampost.chains import EACH, GROUPS
+from ampost.correction import Budget, Corrected, correct
 from ampost.errors import CheckpointError, EstimatorError, ExperimentError, FileError
 from ampost.estimator import QUANTILES, Estimator
 from ampost.experiments import Experiments
@@ -304,17 +305,21 @@ def _computation(corrected: Corrected, wanted: int) -> tuple[str, str]:
     """The computation's label and the sentence behind it."""
     smallest = float(corrected.effective.min())
     if corrected.sampled:
-        chains = f"largest R-hat {corrected.rhat:.3f}, smallest effective size {smallest:.0f}"
+        number = GROUPS * EACH
+        chains = (
+            f"largest nested R-hat {corrected.rhat:.3f}, smallest effective size {smallest:.0f}, "
+            f"{corrected.solves} ODE solves"
+        )
         why = f"No proposal carried the weights ({'; '.join(corrected.judged.faults)})"
         if corrected.complete:
-            return "sampled", f"{why}, so these draws are from {CHAINS} Markov chains: {chains}."
+            return "sampled", f"{why}, so these draws are from {number} Markov chains: {chains}."
         if corrected.rhat != corrected.rhat:
             return "failed", (
                 f"{why}, and no particle has a finite likelihood: no parameters under the prior explain these "
                 f"data; look at check(model, data), and for regions of the prior where the ODE fails."
             )
         return "failed", (
-            f"{why}, and the {CHAINS} Markov chains from there do not agree or are too short: {chains}; "
+            f"{why}, and the {number} Markov chains from there do not agree or are too short: {chains}; "
             f"try baselines.nuts with more draws, a tighter prior, or fewer parameters."
         )
     short = f" of {wanted} asked for: the budget of solves ended" if smallest < wanted else ""

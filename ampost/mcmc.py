@@ -1,13 +1,11 @@
-"""Sampling where weights fail: sequential Monte Carlo, Hamiltonian Monte Carlo in batches, Pyro's NUTS.
+"""Sampling where weights fail: sequential Monte Carlo, and Pyro's NUTS.
 
 Particles pass from a reference q to the posterior along q^(1-b) x joint^b, moved by pCN; each step in b
-keeps half of the effective size. With the prior as reference it does not trust the network. Many chains that
-start from the particles cost little more than one, since their gradients are one batched call.
+keeps half of the effective size. With the prior as reference it does not trust the network.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -16,7 +14,7 @@ from arviz_stats.base import array_stats  # type: ignore[attr-defined]
 from pyro.infer import MCMC, NUTS
 from torch import Tensor
 
-from ampost.importance import Draws, LogDensity, equally_weighted, kish, move, weighted_moments
+from ampost.importance import Draws, equally_weighted, kish, move, weighted_moments
 from ampost.seeds import derive, seeded
 
 Path = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -92,66 +90,6 @@ def _next_power(gain: Tensor, power: Tensor) -> Tensor:
         low, high = torch.where(good, middle, low), torch.where(good, high, middle)
     step = torch.maximum(low, power + 1e-9)
     return torch.where(done, 1.0, step).clamp(max=1.0)
-
-
-def hmc(
-    log_joint: LogDensity,
-    starts: Tensor,
-    warmup: int,
-    draws: int,
-    seed: int,
-    advance: Callable[[], None] = lambda: None,
-) -> tuple[Tensor, int]:
-    """Hamiltonian Monte Carlo of all `starts` (chain, z) in step: draws (chain, draw, z), gradients per chain.
-
-    For coordinates in which the posterior is about round: trajectories last a quarter of its period on
-    average, at random, since one length may come back to where it began. During the warm-up the common step
-    follows the acceptance rate by dual averaging towards 0.8 (Hoffman and Gelman, JMLR 15 (2014) 1593); each
-    chain takes 0.6 to 1.2 of it, anew each time, which helps it out of narrow places.
-    """
-    z, gradients, kept = starts, 1, []
-    joint, slope = _gradient(log_joint, z)
-    goal = math.log(10 * (first := 0.5 * starts.shape[1] ** -0.25))
-    log_step, averaged, missed = math.log(first), math.log(first), 0.0
-    with seeded(seed):
-        for k in range(warmup + draws):
-            common = math.exp(log_step if k < warmup else averaged)
-            step = common * (0.6 + 0.6 * torch.rand(len(z), 1, dtype=z.dtype))
-            reach = 0.5 * math.pi * (0.5 + float(torch.rand(())))
-            count = min(50, max(1, math.ceil(reach / common)))
-            momentum = torch.randn_like(z)
-            before = joint - 0.5 * momentum.square().sum(-1)
-            there, force = z, slope
-            for _ in range(count):
-                momentum = momentum + 0.5 * step * force
-                there = there + step * momentum
-                value, force = _gradient(log_joint, there)
-                momentum = momentum + 0.5 * step * force
-            gradients += count
-            gain = torch.nan_to_num(value - 0.5 * momentum.square().sum(-1) - before, nan=-torch.inf)
-            accept = torch.rand_like(gain).log() < gain
-            z = torch.where(accept[:, None], there, z)
-            joint, slope = torch.where(accept, value, joint), torch.where(accept[:, None], force, slope)
-            if k < warmup:
-                weight = 1 / (k + 11)
-                missed = (1 - weight) * missed + weight * (0.8 - float(gain.exp().clamp(max=1.0).mean()))
-                log_step = goal - 20 * math.sqrt(k + 1) * missed
-                forget = (k + 1) ** -0.75
-                averaged = forget * log_step + (1 - forget) * averaged
-            else:
-                kept.append(z)
-            advance()
-    return torch.stack(kept, 1), gradients
-
-
-def _gradient(log_joint: LogDensity, z: Tensor) -> tuple[Tensor, Tensor]:
-    """Log joint (chain,) and its gradient (chain, z); -inf and 0 where either is not finite."""
-    with torch.enable_grad():
-        z = z.detach().requires_grad_()
-        value = log_joint(z)
-        (slope,) = torch.autograd.grad(torch.where(torch.isfinite(value), value, 0.0).sum(), z)
-    good = torch.isfinite(value.detach()) & torch.isfinite(slope).all(-1)
-    return torch.where(good, value.detach(), -torch.inf), torch.where(good[:, None], slope, 0.0)
 
 
 def nuts(

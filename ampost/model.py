@@ -6,6 +6,7 @@ site's own distribution, so priors that depend on other sites need no special ca
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -74,11 +75,14 @@ class NoNumber:
 
     def __str__(self) -> str:
         at = ", ".join(f"{name} {value:.4g}" for name, value in self.parameters.items())
-        return (
-            f"channel {self.channel!r} is drawn as {self.value:g} at time {self.time:.6g} (parameters {at}): a "
-            f"parameter of its noise is no number there, as the logarithm of a state that a solver leaves a "
-            f"trifle below 0; keep it inside, as by y.A.clamp(min=1e-9) before the logarithm"
+        why = (
+            "its noise is so wide that values are beyond float64; narrow the prior of its width"
+            if math.isinf(self.value)
+            else "a parameter of its noise is no number there, as the logarithm of a state that a solver "
+            "leaves a trifle below 0; keep it inside, as by y.A.clamp(min=1e-9) before the logarithm"
         )
+        where = f"channel {self.channel!r} is drawn as {self.value:g} at time {self.time:.6g}"
+        return f"{where} (parameters {at}): {why}"
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ampost.experiments import Experiments
 from ampost.importance import Component, student
-from ampost.laplace import laplace
+from ampost.laplace import Laplace, laplace
 from ampost.model import Model
 from ampost.seeds import derive
 
@@ -40,6 +40,13 @@ class Modes:
     log_mass: Tensor
     ended: int
     solves: int
+
+    @property
+    def best(self) -> Laplace:
+        """The highest mode, as one of a batch of one data set."""
+        first = slice(0, 1)
+        exact = torch.zeros(1, dtype=torch.float64)
+        return Laplace(self.place[first], self.factor[first], exact, self.height[first], 0)
 
     def outside(self, log_proposal: Callable[[Tensor], Tensor], log_evidence: float) -> Tensor:
         """The modes (index,) that a proposal thinks little of, and that hold a share of the posterior.

@@ -10,34 +10,68 @@ import torch
 from torch import Tensor
 
 from ampost import Budget, Design, Estimator, Experiments, Looks, Model, between, infer, observe
-from ampost.correction import _by_chains, _Exact, _from_prior, correct
+from ampost.chains import GROUPS, Local, chains, nested_rhat
+from ampost.correction import _Exact, _sampled, _taken, correct
+from ampost.importance import Component, Draws, draw_round, student
 from ampost.inference import _computation
-from ampost.mcmc import SmcResult, convergence, hmc
+from ampost.mcmc import convergence
 from ampost.zoo import michaelis_menten
 
 
-def test_hmc_draws_a_correlated_normal_and_a_heavy_tail() -> None:
-    scale = torch.tensor([[1.0, 0.0], [0.9, 0.4358898943540673]]).double()
+def bend(z: Tensor) -> Tensor:
+    """Log density of z (draw, 1, 3): two directions along a parabola, one with a heavy tail."""
+    x, y, t = z[..., 0], z[..., 1], z[..., 2]
+    tail = dist.StudentT(torch.tensor(4.0).double()).log_prob(t)
+    return -0.5 * x.square() - 0.5 * ((y - 0.5 * x.square()) / 0.3).square() + tail
 
-    def joint(z: Tensor) -> Tensor:
-        white = torch.linalg.solve_triangular(scale, z[:, :2].T, upper=False).T
-        tail = dist.StudentT(torch.tensor(4.0).double()).log_prob(z[:, 2])
-        return -0.5 * white.square().sum(-1) + tail
 
-    torch.manual_seed(0)
-    starts = 3 * torch.randn(64, 3, dtype=torch.float64)
-    chains, gradients = hmc(joint, starts, 30, 200, seed=1)
-    rhat, effective = convergence(chains)
-    assert float(rhat.max()) < 1.02
-    assert float(effective.min()) > 1_000
-    assert gradients < 64 * 230
-    z = chains.flatten(0, 1)
-    assert z.mean(0).tolist() == pytest.approx([0.0, 0.0, 0.0], abs=0.05)
-    assert torch.corrcoef(z[:, :2].T)[0, 1].item() == pytest.approx(0.9, abs=0.01)
+def wide(scale: float) -> list[Component]:
+    factor = scale * torch.eye(3, dtype=torch.float64)[None]
+    one = torch.ones(1, dtype=torch.float64)
+    return [student(torch.zeros(1, 3, dtype=torch.float64), factor, 5.0, one)]
+
+
+@pytest.mark.parametrize("jumps", [0.0, 0.5, 1.0])
+def test_chains_draw_a_bent_and_heavy_density(jumps: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    starts = torch.randn(GROUPS, 3, generator=generator, dtype=torch.float64)
+    z = torch.randn(2_000, 1, 3, generator=generator, dtype=torch.float64)
+    local = Local.of(z, torch.zeros(2_000, 1).double(), None, 5.0)
+    found = chains(bend, starts, wide(1.5), local, 1, (200, 400), jumps)
+    assert found.agree
+    assert found.solves in {256 * 201, 256 * 601}
+    drawn = found.z.flatten(0, 1)
+    assert drawn.mean(0).tolist() == pytest.approx([0.0, 0.5, 0.0], abs=0.06)
+    assert drawn[:, 0].std().item() == pytest.approx(1.0, abs=0.05)
+    assert drawn[:, 1].std().item() == pytest.approx((0.5 + 0.09) ** 0.5, abs=0.06)
     quantile = torch.tensor([0.05, 0.95]).double()
-    assert z[:, 2].quantile(quantile).tolist() == pytest.approx([-2.132, 2.132], abs=0.1)
-    again, _ = hmc(joint, starts, 30, 200, seed=1)
-    assert torch.equal(again, chains)
+    assert drawn[:, 2].quantile(quantile).tolist() == pytest.approx([-2.132, 2.132], abs=0.3)
+    again = chains(bend, starts, wide(1.5), local, 1, (200, 400), jumps)
+    assert torch.equal(again.z, found.z)
+
+
+def test_local_moves_leave_their_own_distribution_alone() -> None:
+    """Without any likelihood a move is always right: Student-t draws stay Student-t draws."""
+    torch.manual_seed(0)
+    local = Local(None, torch.zeros(2).double(), torch.eye(2).double(), 4.0)
+    normal, chi = torch.randn(40_000, 2).double(), torch.distributions.Chi2(4.0).sample((40_000, 1)).double()
+    start = normal / (chi / 4.0).sqrt()
+    for rho in (0.3, 0.95):
+        moved = local.moved(start, rho)
+        levels = torch.tensor([0.01, 0.25, 0.75, 0.99]).double()
+        assert moved[:, 0].quantile(levels).tolist() == pytest.approx(
+            [-3.747, -0.7407, 0.7407, 3.747], rel=0.08
+        )
+        related = torch.corrcoef(torch.stack([start[:, 0].clamp(-3, 3), moved[:, 0].clamp(-3, 3)]))[0, 1]
+        assert float(related) == pytest.approx((1 - rho**2) ** 0.5, abs=0.08)
+
+
+def test_groups_that_stay_where_they_began_show_in_nested_r_hat() -> None:
+    torch.manual_seed(0)
+    mixed = torch.randn(256, 25, 2, dtype=torch.float64)
+    assert nested_rhat(mixed) < 1.005
+    stuck = mixed + 0.5 * torch.randn(GROUPS, 1, 2).double().repeat_interleave(16, 0)
+    assert nested_rhat(stuck) > 1.05
 
 
 def test_chains_that_do_not_mix_show_in_r_hat() -> None:
@@ -67,25 +101,32 @@ def test_the_fallback_agrees_with_quadrature() -> None:
         mass = torch.softmax(model.log_joint(grid[:, None], data)[:, 0], 0)
     exact = (mass[:, None] * grid).sum(0)
     spread = ((mass[:, None] * (grid - exact).square()).sum(0)).sqrt()
-    found = _from_prior(model, data, _Exact(model, data), 1, particles=500)
-    z, effective, rhat, gradients = _by_chains(model, data, found, seed=2, draws=4_000, show=False)
+    exact_joint = _Exact(model, data)
+    proposal = [student(torch.zeros(1, 2).double(), torch.eye(2).double()[None], 5.0, torch.ones(1).double())]
+    final = draw_round(proposal, exact_joint, 1_000, 1)
+    found = _sampled(final, proposal, None, exact_joint, seed=2, show=False)
+    assert found is not None
+    assert found.agree
+    assert exact_joint.solves == 1_000 + found.solves
+    z, effective, rhat = _taken(found, final, 4_000)
     assert rhat <= 1.01
     assert float(effective.min()) >= 400
-    assert gradients > 0
-    assert z.mean(0).tolist() == pytest.approx(exact.tolist(), abs=0.05)
-    assert z.std(0).tolist() == pytest.approx(spread.tolist(), rel=0.05)
+    assert z.mean(0).tolist() == pytest.approx(exact.tolist(), abs=0.06)
+    assert z.std(0).tolist() == pytest.approx(spread.tolist(), rel=0.06)
 
 
 def test_a_data_set_that_no_parameters_explain_is_failed_with_a_reason() -> None:
+    z = torch.zeros(100, 1, 3, dtype=torch.float64)
+    nothing = torch.full((100, 1), -torch.inf, dtype=torch.float64)
+    hopeless = Draws(z, 0 * nothing.exp(), nothing, nothing, torch.zeros(100, dtype=torch.long))
     model = michaelis_menten.model()
-    data = model.simulate(1, seed=1).experiments.at(0)
-    z = torch.zeros(100, 1, model.z_size(data.count), dtype=torch.float64)
-    hopeless = SmcResult(z, torch.full((100, 1), -torch.inf).double(), torch.zeros(1), 60, 0.0, False)
-    drawn, effective, rhat, gradients = _by_chains(model, data, hopeless, seed=0, draws=50, show=False)
+    exact = _Exact(model, model.simulate(1, seed=1).experiments.at(0))
+    assert _sampled(hopeless, [], None, exact, 0, False) is None
+    drawn, effective, rhat = _taken(None, hopeless, 50)
     assert len(drawn) == 50
     assert bool(torch.isnan(effective).all())
     assert math.isnan(rhat)
-    assert gradients == 0
+    assert exact.solves == 0
 
 
 def test_the_verdict_says_sampled_or_failed_by_the_chains(kinetics: Model, trained: Estimator) -> None:
@@ -94,7 +135,7 @@ def test_the_verdict_says_sampled_or_failed_by_the_chains(kinetics: Model, train
     chains = replace(found, sampled=True, rhat=1.004, effective=torch.full((3,), 900.0))
     label, words = _computation(chains, 500)
     assert label == "sampled"
-    assert "largest R-hat 1.004, smallest effective size 900" in words
+    assert "largest nested R-hat 1.004, smallest effective size 900" in words
     label, words = _computation(replace(chains, rhat=1.2), 500)
     assert label == "failed"
     assert "do not agree or are too short" in words
