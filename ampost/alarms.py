@@ -25,20 +25,22 @@ from ampost.seeds import derive
 REPLICATES, EACH = 400, 25  # at least, and for each statistic: the smallest p-value, adjusted, is below LEVEL
 LEVEL = 0.05  # of the family of all statistics
 ROWS = 200  # replicates fitted at a time
-STEPS = 3  # to an optimum, from where the truth or the posterior's best draw already are near
+STEPS = 8  # at most, to an optimum, from where the truth or the posterior's best draw already are near
 
-CHI_SQUARE, ORDER, RUNS, LARGEST = "chi-square", "autocorrelation", "runs", "largest residual"
+CHI_SQUARE, ORDER, RUNS, TREND = "chi-square", "autocorrelation", "runs", "trend"
+LARGEST = "largest residual"
 SAYING = {
     CHI_SQUARE: "its residuals are larger than the noise",
     ORDER: "neighbouring residuals go together, as under a drift or a curve of another shape",
     RUNS: "its residuals keep their sign for too long",
+    TREND: "its residuals follow a curve in time",
     LARGEST: "one value is far off",
 }
 
 
 @dataclass(frozen=True)
 class Alarm:
-    """One statistic: of which channel (empty for the context), its p-value, and that adjusted by Holm for all.
+    """One statistic: of which channel (empty for the context), its p-value, and that adjusted for their number.
 
     `place` is where the largest residual is: the experiment, and the time in it.
     """
@@ -63,7 +65,7 @@ class Alarm:
 
 @dataclass(frozen=True)
 class Alarms:
-    """All statistics of one data set; the p-value of the context is that of `unlike`."""
+    """All statistics of one data set."""
 
     channels: tuple[Alarm, ...]
     context: Alarm
@@ -110,27 +112,32 @@ def alarms(model: Model, data: Experiments, best: Tensor, trained: Estimator, se
 
     Searches for the optima of replicates begin at the parameters that they were drawn from.
     """
-    number = max(REPLICATES, EACH * (1 + 4 * len(data.channels)))
+    number = max(REPLICATES, EACH * (1 + len(SAYING) * len(data.channels)))
     # the scale of contexts takes as many again
     drawn = model.simulate(2 * number, derive(seed, "replicates"), data.without_values())
-    good = (~drawn.failed).nonzero()[:, 0]
+    good, apart = (~drawn.failed).nonzero()[:, 0].tensor_split(2)
     mine = residuals(model, data.unsqueezed(1), best[None])
-    parts = [residuals(model, drawn.experiments.at(part), drawn.z[part]) for part in good[:number].split(ROWS)]
-    theirs = {name: torch.cat([part[name] for part in parts]) for name in mine}
+    parts = [residuals(model, drawn.experiments.at(part), drawn.z[part]) for part in good.split(ROWS)]
     times = data.unsqueezed(1).times
-    found: list[tuple[str, str, float]] = []
+    names, here, there = list[tuple[str, str]](), list[Tensor](), list[Tensor]()
     for name, residual in mine.items():
-        here = statistics(residual, times)
-        there = statistics(theirs[name], times.expand(theirs[name].shape))
-        found += [(which, name, checks.p_value(here[which][0], there[which])) for which in here]
-    apart, known = checks.distances(trained.context(data)[0], trained.context(drawn.experiments.at(good)))
-    p_context = checks.p_value(apart, known)
-    *adjusted, last = checks.holm([*(p for _, _, p in found), p_context])
+        replicated = torch.cat([part[name] for part in parts])
+        further = statistics(replicated, times.expand(replicated.shape))
+        for which, value in statistics(residual, times).items():
+            names.append((which, name))
+            here.append(value)
+            there.append(further[which])
+    scale = trained.context(drawn.experiments.at(apart))
+    names.append(("context", ""))
+    here.append(checks.distances(trained.context(data), scale).double())
+    there.append(checks.distances(trained.context(drawn.experiments.at(good)), scale).double())
+    p, adjusted = checks.p_values(torch.cat(here), torch.stack(there, 1))
     places = {name: _place(residual[0], data) for name, residual in mine.items()}
-    channels = tuple(
-        Alarm(which, name, p, q, places[name]) for (which, name, p), q in zip(found, adjusted, strict=True)
+    *channels, context = (
+        Alarm(which, name, one, other, places.get(name))
+        for (which, name), one, other in zip(names, p.tolist(), adjusted.tolist(), strict=True)
     )
-    return Alarms(channels, Alarm("context", "", p_context, last), len(good[:number]))
+    return Alarms(tuple(channels), context, len(good))
 
 
 def residuals(model: Model, data: Experiments, start: Tensor) -> dict[str, Tensor]:
@@ -159,6 +166,7 @@ def statistics(residual: Tensor, times: Tensor) -> Mapping[str, Tensor]:
         CHI_SQUARE: checks.chi_square(residual),
         ORDER: checks.autocorrelation(residual, times),
         RUNS: checks.runs(residual, times),
+        TREND: checks.trend(residual, times),
         LARGEST: checks.largest(residual),
     }
 
