@@ -28,6 +28,7 @@ from ampost.modes import ENDED, Modes, search
 from ampost.progress import progress, tell
 from ampost.ridges import Ridge, ridge
 from ampost.seeds import derive
+from ampost.transfer import transferred
 
 ROUND = 1_000
 ROUNDS = 3
@@ -117,13 +118,25 @@ class _Exact:
 
 
 def correct(
-    model: Model, data: Experiments, trained: Estimator, seed: int, budget: Budget, show: bool | None = None
+    model: Model,
+    data: Experiments,
+    trained: Estimator,
+    seed: int,
+    budget: Budget,
+    show: bool | None = None,
+    trained_for: Model | None = None,
 ) -> Corrected:
-    """The exact posterior of one data set from the network's proposal, or from Markov chains that say so."""
+    """The exact posterior of one data set from the network's proposal, or from Markov chains that say so.
+
+    The estimator may have been trained for a model with other priors or noise, `trained_for`.
+    """
     exact = _Exact(model, data)
-    reading = trained.reading(model, data)
+    reading = trained.reading(trained_for or model, data)
     exact.solves += 0 if reading.ridge is None else reading.ridge.solves
     flow, prior, size = _flow(trained, reading), _prior(model, data), model.z_size(data.count)
+    if trained_for is not None:
+        flow = transferred(flow, trained_for, model, data)
+        reading = replace(reading, ridge=None)  # its coordinates are the other model's
     modes = search(model, data, seed)
     exact.solves += modes.solves
     about = _about(model, data, reading, modes, exact)
@@ -150,7 +163,7 @@ def correct(
             final, proposal, said, shaped_by = other, better, told, "weights"
     network = Alone(
         _khat_alone(plain, flow),
-        alike(trained.sample(reading, FINAL, derive(seed, "alone")), final),
+        alike(flow.sample(FINAL, derive(seed, "alone")), final),
         modes,
         len(missed),
     )

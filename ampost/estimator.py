@@ -421,7 +421,8 @@ class Estimator:
         differs = difference(self.fingerprint, model, self.design)
         if differs is not None:
             raise EstimatorError(
-                f"the estimator was trained for another model: {differs}; train again for this model"
+                f"the estimator was trained for another model: {differs}; train again for this model, or, if "
+                f"only priors or noise differ, give infer(..., trained_for=...) the one that it was trained for"
             )
 
     def save(self, path: str | Path) -> None:

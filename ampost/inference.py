@@ -33,6 +33,7 @@ from ampost.proxy import train_proxy
 from ampost.refining import leftovers
 from ampost.results import Verdict
 from ampost.seeds import derive
+from ampost.transfer import refuse_other_sites
 
 POOR = 5.0  # an error of a proxy, in sd of the noise, from which on it is called poor
 PROXY = 0.3  # the share of the schedule's seconds, where it has some, in which a proxy is trained
@@ -118,6 +119,7 @@ def infer(
     settings: Settings | None = None,
     progress: bool | None = None,
     optimum: bool = True,
+    trained_for: Model | None = None,
 ) -> xr.DataTree:
     """The corrected posterior of one data set, as a DataTree with a verdict in `fit`.
 
@@ -130,11 +132,13 @@ def infer(
         budget: draws, effective size, solves.
         settings: how to train if that is needed.
         progress: False is quiet.
+        trained_for: the model that the estimator was trained for, where this one has other priors or another
+            noise: the estimator is reweighted to this model, with a k-hat and a verdict of its own.
         optimum: also search the optima by BFGS: `map_z`, `map` and `mle` in `fit`, and what the data determine.
 
     Raises:
         ExperimentError: more than one data set, an unknown channel, a value outside the support.
-        EstimatorError: the estimator belongs to another model.
+        EstimatorError: the estimator belongs to another model, or that one has other parameters.
     """
     if data.batch:
         if data.batch[0] != 1:
@@ -143,10 +147,12 @@ def infer(
             )
         data = data.at(0)
     data = model.prepare(data)
-    trained = ready(model, data, estimator, settings, seed, progress)
+    trained = ready(trained_for or model, data, estimator, settings, seed, progress)
+    if trained_for is not None:
+        refuse_other_sites(trained_for, model, data.count)
     budget = budget or Budget()
     began = time.monotonic()
-    corrected = correct(model, data, trained, derive(seed, "correct"), budget, progress)
+    corrected = correct(model, data, trained, derive(seed, "correct"), budget, progress, trained_for)
     seconds = time.monotonic() - began
     reported = results.report(model, data, corrected.z, seed)
     log_joint = reported.scores.log_joint[:, 0]
@@ -162,7 +168,7 @@ def infer(
         "share_failed": corrected.judged.failed,
         "log_evidence": corrected.log_evidence,
         "log_evidence_error": corrected.log_evidence_error,
-        "point_estimate": _point(model, data, trained),
+        "point_estimate": _point(trained_for or model, data, trained),
         "rhat": corrected.rhat,
         "effective_size": _by_parameter(model, data, corrected.effective),
     }

@@ -243,14 +243,12 @@ def train_estimator(
     held_out = model.simulate(VALIDATION, derive(seed, "validation"))
     good = (~held_out.failed).nonzero()[:, 0]
     lost = len(held_out.failed) - len(good)
-    if lost:
-        tell(
-            f"{lost} of {len(held_out.failed)} simulated data sets fail, and are left out wherever they come: "
-            f"{held_out.failures[0] if held_out.failures else 'for an unknown reason'}",
-            show,
-        )
+    why = str(held_out.failures[0]) if held_out.failures else "the reason is not known"
     if not len(good):
-        raise TrainingError(f"all {lost} simulated data sets fail; narrow the prior, or mend the program")
+        raise TrainingError(f"all {lost} simulated data sets fail: {why}")
+    if lost:
+        told = f"{lost} of {len(held_out.failed)} simulated data sets fail, and are left out wherever they come"
+        tell(f"{told}: {why}", show)
     z, data = held_out.z[good], held_out.experiments.at(good)
     scaling = scaling_of(model.channels, model.design, data)
     sizes = settings.sizes(model)

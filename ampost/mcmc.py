@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from arviz_stats.base import array_stats  # type: ignore[attr-defined]
 from pyro.infer import MCMC, NUTS
@@ -133,7 +134,8 @@ def convergence(z: Tensor) -> tuple[Tensor, Tensor]:
 
     def each(of: Callable[..., object], **kind: object) -> Tensor:
         """One number per coordinate."""
-        return torch.tensor([float(of(c, **axes, **kind)) for c in z.movedim(-1, 0).numpy()]).double()  # type: ignore[arg-type]
+        with np.errstate(divide="ignore", invalid="ignore"):  # a coordinate that does not move has none
+            return torch.tensor([float(of(c, **axes, **kind)) for c in z.movedim(-1, 0).numpy()]).double()  # type: ignore[arg-type]
 
     bulk = each(array_stats.ess, method="bulk")
     tail = each(array_stats.ess, method="tail", prob=(0.05, 0.95))

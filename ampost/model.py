@@ -6,8 +6,7 @@ site's own distribution, so priors that depend on other sites need no special ca
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -27,11 +26,13 @@ from ampost.passes import (
     Asked,
     Fixed,
     Holding,
+    NoNumber,
     Pass,
     PriorDraw,
     Site,
     double,
     idle,
+    no_numbers,
     noise_of,
     refuse_dead_odes,
     refuse_same_names,
@@ -62,27 +63,6 @@ class Scores:
     def log_joint(self) -> Tensor:
         """Log prior + log likelihood in z; -inf where the ODE failed."""
         return self.log_prior + self.log_likelihood
-
-
-@dataclass(frozen=True)
-class NoNumber:
-    """A drawn value that is not a finite number: where, and at which parameters."""
-
-    channel: str
-    value: float
-    time: float
-    parameters: Mapping[str, float]
-
-    def __str__(self) -> str:
-        at = ", ".join(f"{name} {value:.4g}" for name, value in self.parameters.items())
-        why = (
-            "its noise is so wide that values are beyond float64; narrow the prior of its width"
-            if math.isinf(self.value)
-            else "a parameter of its noise is no number there, as the logarithm of a state that a solver "
-            "leaves a trifle below 0; keep it inside, as by y.A.clamp(min=1e-9) before the logarithm"
-        )
-        where = f"channel {self.channel!r} is drawn as {self.value:g} at time {self.time:.6g}"
-        return f"{where} (parameters {at}): {why}"
 
 
 @dataclass(frozen=True)
@@ -185,6 +165,24 @@ class Model:
         run = self._run(z, data.without_values(), solver=idle, draw=False)
         return run.named(self.sites(data.count))
 
+    def coordinates(self, parameters: Mapping[str, Tensor], data: Experiments) -> Tensor:
+        """z (draw, dataset, z) of parameters as `parameters` gives them; not finite outside of the prior."""
+        data = data if data.batch else data.unsqueezed(1)
+        first = next(iter(parameters.values()))
+        run = self._run(
+            None, data.without_values(), solver=idle, draw=False, lead=tuple(first.shape[:2]), given=parameters
+        )
+        return run.z_of(self.sites(data.count))
+
+    def log_volume(self, z: Tensor, data: Experiments) -> Tensor:
+        """log |d theta / d z| (draw, dataset) of z (draw, dataset, z), without solving any ODE."""
+        data = data if data.batch else data.unsqueezed(1)
+        run = self._run(z, data.without_values(), solver=idle, draw=False)
+        volume = run.total_log_prior
+        for value in run.site_log_prior.values():
+            volume = volume - value
+        return volume
+
     def simulate(self, count: int, seed: int, experiments: Experiments | None = None) -> Simulation:
         """`count` draws of parameters from the prior and of data, at `experiments` or at the design's."""
         looks = experiments
@@ -215,7 +213,7 @@ class Model:
         failed = holding.failed((looks.batch[0], 1))[:, 0]
         examples: list[Failure | NoNumber] = [
             *holding.examples,
-            *_no_numbers(looks, values, parameters, failed),
+            *no_numbers(looks, values, parameters, failed),
         ]
         for name, value in values.items():
             if name in looks.channels:
@@ -317,6 +315,7 @@ class Model:
         solver: Solver,
         draw: bool,
         lead: tuple[int, ...] | None = None,
+        given: Mapping[str, Tensor] | None = None,
     ) -> Pass:
         """One pass over the program; z (draw, dataset, z), data (dataset | draw and 1, ...)."""
         sites = self.sites(data.count)
@@ -328,7 +327,7 @@ class Model:
             data = data.map(lambda t: t.reshape(*t.shape[:2], *gap, *t.shape[2:]))
         shape = tuple(z.shape[:-1]) if lead is None and z is not None else lead
         assert shape is not None
-        run = Pass(sites, z, shape, depth, draw)
+        run = Pass(sites, z, shape, depth, draw, given)
         with double(), run, answering(solver):
             self.program(data)
         return run
@@ -448,20 +447,6 @@ class Model:
                 for name, value in run.values.items():
                     values.setdefault(name, []).append(value)
         return {name: torch.stack(v) for name, v in values.items()}
-
-
-def _no_numbers(
-    looks: Experiments, values: Mapping[str, Tensor], parameters: Mapping[str, Tensor], failed: Tensor
-) -> Iterator[NoNumber]:
-    """The first drawn value of each channel that is not finite, of draws that were solved."""
-    for name, value in values.items():
-        if name not in looks.channels:
-            continue
-        bad = looks.channels[name].mask & ~torch.isfinite(value) & ~failed[:, None, None]
-        if bool(bad.any()):
-            d, e, t = bad.nonzero()[0].tolist()
-            at = {k: float(v[d]) for k, v in parameters.items() if v[d].numel() == 1}
-            yield NoNumber(name, float(value[d, e, t]), float(looks.times[d, e, t]), at)
 
 
 def _refuse_value(name: str, noise: Any, data: Experiments, bad: Tensor, what: str) -> None:  # noqa: ANN401

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
@@ -92,7 +93,7 @@ def idle(problem: OdeProblem) -> Trajectory:
 
 
 class Pass(Messenger):
-    """One pass: latents set from z or drawn from the prior, channels scored or drawn."""
+    """One pass: latents set from z, by their values or drawn from the prior, channels scored or drawn."""
 
     def __init__(
         self,
@@ -101,8 +102,10 @@ class Pass(Messenger):
         lead: tuple[int, ...],
         depth: int,
         draw: bool,
+        given: Mapping[str, Tensor] | None = None,
     ) -> None:
         super().__init__()
+        self.given = given
         self.sites = {site.name: site for site in sites}
         self.z, self.lead, self.depth, self.draw = z, lead, depth, draw
         self.z_parts: dict[str, Tensor] = {}
@@ -132,7 +135,10 @@ class Pass(Messenger):
         fn = msg["fn"]
         map_ = bijection(fn, site.standard)
         shape = (*self.lead, *site.batch)
-        if self.z is not None:
+        if self.given is not None:
+            theta = self.given[site.name].reshape(*shape, *site.event)
+            z = map_.inverse(theta)
+        elif self.z is not None:
             z = self.z[..., site.start : site.start + site.size].reshape(*shape, *site.z_event)
             theta = map_.forward(z)
         elif site.exact:
@@ -194,6 +200,41 @@ class PriorDraw(Messenger):
     def _pyro_post_sample(self, msg: Any) -> None:  # noqa: ANN401
         if not is_observation(msg) and not msg["is_observed"]:
             self.values[msg["name"]] = msg["value"]
+
+
+@dataclass(frozen=True)
+class NoNumber:
+    """A drawn value that is not a finite number: where, and at which parameters."""
+
+    channel: str
+    value: float
+    time: float
+    parameters: Mapping[str, float]
+
+    def __str__(self) -> str:
+        at = ", ".join(f"{name} {value:.4g}" for name, value in self.parameters.items())
+        why = (
+            "its noise is so wide that values are beyond float64; narrow the prior of its width"
+            if math.isinf(self.value)
+            else "a parameter of its noise is no number there, as the logarithm of a state that a solver "
+            "leaves a trifle below 0; keep it inside, as by y.A.clamp(min=1e-9) before the logarithm"
+        )
+        where = f"channel {self.channel!r} is drawn as {self.value:g} at time {self.time:.6g}"
+        return f"{where} (parameters {at}): {why}"
+
+
+def no_numbers(
+    looks: Experiments, values: Mapping[str, Tensor], parameters: Mapping[str, Tensor], failed: Tensor
+) -> Iterator[NoNumber]:
+    """The first drawn value of each channel that is not finite, of draws that were solved."""
+    for name, value in values.items():
+        if name not in looks.channels:
+            continue
+        bad = looks.channels[name].mask & ~torch.isfinite(value) & ~failed[:, None, None]
+        if bool(bad.any()):
+            d, e, t = bad.nonzero()[0].tolist()
+            at = {k: float(v[d]) for k, v in parameters.items() if v[d].numel() == 1}
+            yield NoNumber(name, float(value[d, e, t]), float(looks.times[d, e, t]), at)
 
 
 class Asked(Messenger):

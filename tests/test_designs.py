@@ -27,7 +27,7 @@ from ampost import (
 from ampost.alarms import alarms
 from ampost.bank import build
 from ampost.calibration import inside_band
-from ampost.errors import DesignError, EstimatorError, ExperimentError
+from ampost.errors import DesignError, ExperimentError, TrainingError
 from ampost.inference import Settings
 from ampost.mcmc import smc
 from ampost.plans import dose_numbers
@@ -240,7 +240,7 @@ def test_noise_that_is_never_finite_is_told_before_training() -> None:
         observe("C", dist.Normal(k * 1e300 * 1e300 + 0 * experiments.times, 0.1), experiments)
 
     settings = Settings(100, Schedule(steps=5), batch=16)
-    with pytest.raises(EstimatorError, match=r"channel 'C' has no finite value in 2000 data sets"):
+    with pytest.raises(TrainingError, match=r"all 2000 simulated data sets fail: channel 'C' is drawn as inf"):
         train(Model(program, planned()), settings, progress=False)
 
 

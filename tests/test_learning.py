@@ -255,7 +255,7 @@ def test_rows_at_which_the_proxy_fails_teach_nothing(
     assert 2 * len(taken.z.unique(dim=0)) == len(taken.z)
     with monkeypatch.context() as patch:
         patch.setattr(Proxy, "__call__", lambda self, p: replace(answer(self, p), status=1 + 0 * seen[0]))
-        with pytest.raises(TrainingError, match="all 1024 data sets drawn by the proxy failed"):
+        with pytest.raises(TrainingError, match="all 512 data sets drawn by the proxy failed"):
             Batches(kinetics, stored, settings, scaling, proxy, seed=0)(0, 0.0)
 
 

@@ -308,7 +308,10 @@ def same_name(experiments: Experiments) -> None:
         (silent, r"program 'silent' observes nothing; add ampost\.observe"),
         (certain, r"program 'certain' has no latent site.*add a pyro\.sample"),
         (bare, r"site 'Q' is a bare pyro\.sample\(obs=\.\.\.\); use ampost\.observe"),
-        (elsewhere, "program 'elsewhere' observes Q, the design has P; give both the same names"),
+        (
+            elsewhere,
+            "program 'elsewhere' observes Q, the design .* has P; give both the same",
+        ),
         (twice, "observes channel 'P' twice; observe it once"),
         (plate_without_dim, r"site 'volume' has batch shape \(3,\): .* time; .*experiments\.plate\(\).*dim=-3"),
         (plate_on_experiments, r"'volume' has batch shape \(2, 1\) by plate 'tanks': .* experiments; .*dim=-3"),
