@@ -4,9 +4,9 @@ Run: python benchmarks/exactness/honesty.py --file FILE [--datasets 200]
 FILE is an estimator of Michaelis-Menten that `ampost train` made: the right one. The others are the same with
 standard deviations times 0.7, or shifted by two of them; one that was trained for noise that is five times
 larger; and one whose networks were never trained. The reference is a grid of 61^3 points in coordinates that
-follow the posterior's ridge from where the truth leads, without any network. A posterior is wrong where the mean
-of any parameter, in z, is off by more than 0.2 sd, or its sd by more than 15 %. Data sets whose grid does not hold
-the posterior are left out and counted.
+follow the posterior's ridge from where the truth leads, without any network. A posterior is wrong where the
+mean of any parameter, in z, is off by more than 0.2 sd, or its sd by more than 15 %. Data sets whose grid does
+not hold the posterior are left out and counted.
 """
 
 from __future__ import annotations
