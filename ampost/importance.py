@@ -20,6 +20,7 @@ from ampost.axes import Latent, PerDraw
 from ampost.seeds import derive, seeded
 
 MOST = 10.0  # components of a fitted mixture
+WIDE = 0.2  # share of one that is as wide as all of them
 MOVES = 5  # steps that every draw takes where some are drawn twice; as often again while some still are
 LogDensity = Callable[[Tensor], Tensor]
 Sampler = Callable[[int, int], Tensor]
@@ -80,8 +81,9 @@ def fitted_mixture(
 ) -> list[Component]:
     """Student-t components that follow weighted draws z (draw, dataset, z): one, or up to ten if they bend.
 
-    Centres and scales come from scikit-learn's Gaussian mixture in whitened z, fitted to resampled
-    draws; the number of components is what their effective size can carry, which is at most `effective`.
+    Among several, one is as wide as all draws, which guards the tails. Centres and scales come from
+    scikit-learn's Gaussian mixture in whitened z, fitted to resampled draws; the number of components is what
+    their effective size can carry, which is at most `effective`.
     """
     datasets, size = z.shape[1:]
     mean, factor = weighted_moments(z, log_weight)
@@ -95,10 +97,11 @@ def fitted_mixture(
     fits = [_gaussians(white[:, d], count, seed) for d in range(datasets)]
     shares, centres, scales = (torch.stack(parts, 1) for parts in zip(*fits, strict=True))
     centres = mean + (factor @ centres[..., None])[..., 0]
-    return [
-        student(centre, factor @ scale, degrees, share)
+    narrow = [
+        student(centre, factor @ scale, degrees, (1 - WIDE) * share)
         for share, centre, scale in zip(shares, centres, scales, strict=True)
     ]
+    return [*narrow, student(mean, factor, degrees, torch.full((datasets,), WIDE, dtype=torch.float64))]
 
 
 def _gaussians(white: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
