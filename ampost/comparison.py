@@ -46,9 +46,9 @@ class Comparison:
     `results`: seconds; ODE solves, where a gradient counts one more than the number of parameters; how far the
     log joint at the best point is below the best of all; smallest effective size, and that per second; the
     label of the computation; seconds of training, and from how many data sets on these pay (`break_even`),
-    against the first result. `parameters`: mean, sd, how far the mean is off that of the first result in its
-    sds, the ratio of the sds, and Wasserstein's distance of the marginal from the first's, in its sds.
-    `answers` are what was compared.
+    against the first result that needed none and has effective draws. `parameters`: mean, sd, how far the mean
+    is off that of the first result in its sds, the ratio of the sds, and Wasserstein's distance of the marginal
+    from the first's, in its sds. `answers` are what was compared.
     """
 
     results: xr.Dataset
@@ -64,7 +64,10 @@ class Comparison:
 
     def paying(self) -> list[str]:
         """From which number of data sets on a training pays, in sentences."""
-        first = str(self.results["result"].values[0])
+        other = _untrained(self.results["training"].values, self.results["effective_size"].values)
+        if other is None:
+            return []
+        first = str(self.results["result"].values[other])
         said = []
         for name in map(str, self.results["result"].values):
             row = self.results.sel(result=name)
@@ -76,7 +79,7 @@ class Comparison:
                 if math.isfinite(pays)
                 else f"does not pay here: {first} is as fast for each data set"
             )
-            theirs = float(self.results["seconds"].values[0])
+            theirs = float(self.results["seconds"].values[other])
             said.append(
                 f"{name}: {float(row['training']):.0f} s of training and {float(row['seconds']):.2g} s for "
                 f"each data set, against {theirs:.3g} s by {first}; it {words}."
@@ -111,7 +114,8 @@ def compare(results: Mapping[str, xr.DataTree]) -> Comparison:
             lambda r: _entry(r, "seconds_training"),
         )
     )
-    saved = seconds[0] - seconds
+    other = _untrained(training, size)
+    saved = np.zeros_like(seconds) if other is None else seconds[other] - seconds
     pays = np.where(saved > 0, training / np.where(saved > 0, saved, 1.0), np.inf)
     overview = {
         "seconds": seconds,
@@ -182,6 +186,12 @@ def compare_methods(
     budget = budget or Budget(effective_size=2_000)
     answers["corrected"] = infer(model, data, estimator, seed, budget, progress=progress, optimum=False)
     return compare(answers)
+
+
+def _untrained(training: np.ndarray, size: np.ndarray) -> int | None:
+    """The place of the first result that needed no training and has effective draws."""
+    found = np.flatnonzero(~(training > 0) & (size > 0))
+    return int(found[0]) if len(found) else None
 
 
 def _point(model: Model, data: Experiments, estimator: Estimator, seed: int) -> xr.DataTree:
