@@ -169,7 +169,7 @@ def correct(
     )
     if not said.faults:
         return _accepted(final, said, exact, network, shaped_by, derive(seed, "equal"), budget)
-    drawn = _sampled(final, proposal, about, exact, derive(seed, "chains"), show)
+    drawn = _sampled(final, proposal, modes, about, exact, derive(seed, "chains"), show)
     if drawn is None or not drawn.agree or said.missed:
         found = _from_prior(model, data, exact, derive(seed, "smc"), max(budget.draws, ROUND))
         if found.complete:
@@ -180,7 +180,7 @@ def correct(
             said = _judged(final, proposal, modes)
             if not said.faults:
                 return _accepted(final, said, exact, network, "prior", derive(seed, "equal"), budget)
-            drawn = _sampled(final, proposal, about, exact, derive(seed, "last chains"), show)
+            drawn = _sampled(final, proposal, modes, about, exact, derive(seed, "last chains"), show)
     z, effective, rhat = _taken(drawn, final, budget.draws)
     return Corrected(
         z=z,
@@ -239,11 +239,23 @@ def _with_modes(
 
 
 def _sampled(
-    final: Draws, proposal: list[Component], about: Ridge | None, exact: _Exact, seed: int, show: bool | None
+    final: Draws,
+    proposal: list[Component],
+    modes: Modes,
+    about: Ridge | None,
+    exact: _Exact,
+    seed: int,
+    show: bool | None,
 ) -> Chains | None:
-    """Markov chains that begin at weighted draws and jump by their proposal; None where nothing has weight."""
+    """Markov chains that begin at weighted draws and jump by their proposal; None where nothing has weight.
+
+    They also jump to modes that the proposal thinks little of.
+    """
     if not float(importance.kish(final.log_weight)) > 0:
         return None
+    lost = modes.outside(lambda z: importance.log_mixture(z, proposal), _evidence(final))
+    if len(lost):
+        proposal = _with_modes(proposal, modes, lost, _evidence(final))
     tell("no proposal carries the weights: Markov chains take over", show)
     with progress("Markov chains", sum(LENGTHS), show) as bar:
         return _walked(final, proposal, about, exact, seed, LENGTHS, bar.advance)

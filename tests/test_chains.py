@@ -15,6 +15,7 @@ from ampost.correction import _Exact, _sampled, _taken, correct
 from ampost.importance import Component, Draws, draw_round, student
 from ampost.inference import _computation
 from ampost.mcmc import convergence
+from ampost.modes import Modes
 from ampost.zoo import michaelis_menten
 
 
@@ -104,7 +105,8 @@ def test_the_fallback_agrees_with_quadrature() -> None:
     exact_joint = _Exact(model, data)
     proposal = [student(torch.zeros(1, 2).double(), torch.eye(2).double()[None], 5.0, torch.ones(1).double())]
     final = draw_round(proposal, exact_joint, 1_000, 1)
-    found = _sampled(final, proposal, None, exact_joint, seed=2, show=False)
+    none = Modes(*(torch.zeros(0, *shape).double() for shape in ((2,), (2, 2), (), ())), 60, 0)
+    found = _sampled(final, proposal, none, None, exact_joint, seed=2, show=False)
     assert found is not None
     assert found.agree
     assert exact_joint.solves == 1_000 + found.solves
@@ -121,7 +123,8 @@ def test_a_data_set_that_no_parameters_explain_is_failed_with_a_reason() -> None
     hopeless = Draws(z, 0 * nothing.exp(), nothing, nothing, torch.zeros(100, dtype=torch.long))
     model = michaelis_menten.model()
     exact = _Exact(model, model.simulate(1, seed=1).experiments.at(0))
-    assert _sampled(hopeless, [], None, exact, 0, False) is None
+    none = Modes(*(torch.zeros(0, *shape).double() for shape in ((3,), (3, 3), (), ())), 60, 0)
+    assert _sampled(hopeless, [], none, None, exact, 0, False) is None
     drawn, effective, rhat = _taken(None, hopeless, 50)
     assert len(drawn) == 50
     assert bool(torch.isnan(effective).all())
@@ -158,3 +161,27 @@ def test_infer_falls_back_to_chains_where_the_weights_fail(
     for name in ("vmax", "km", "sigma"):
         one, other = result[f"posterior/{name}"], weighted[f"posterior/{name}"]
         assert abs(float(one.mean() - other.mean())) < 0.25 * float(other.std())
+
+
+def test_chains_jump_to_a_mode_that_their_proposal_thinks_little_of() -> None:
+    """Two narrow modes of the same mass; the proposal and the weighted draws know of one."""
+
+    class Two:
+        solves = 0
+
+        def __call__(self, z: Tensor) -> Tensor:
+            near, far = (-0.5 * ((z - at) / 0.1).square().sum(-1) for at in (0.0, 3.0))
+            return torch.logaddexp(near, far)
+
+    proposal = [
+        student(torch.zeros(1, 2).double(), 0.1 * torch.eye(2).double()[None], 5.0, torch.ones(1).double())
+    ]
+    final = draw_round(proposal, Two(), 1_000, 1)
+    place = torch.tensor([[0.0, 0.0], [3.0, 3.0]]).double()
+    factor = 10.0 * torch.eye(2).double().expand(2, 2, 2)
+    mass = torch.full((2,), math.log(2 * math.pi * 0.01)).double()
+    modes = Modes(place, factor, torch.zeros(2).double(), mass, 60, 0)
+    found = _sampled(final, proposal, modes, None, Two(), seed=2, show=False)  # type: ignore[arg-type]
+    assert found is not None
+    assert found.agree
+    assert float((found.z[..., 0] > 1.5).double().mean()) == pytest.approx(0.5, abs=0.05)
