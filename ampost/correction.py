@@ -8,33 +8,40 @@ trust the network.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from ampost import importance
-from ampost.chains import GROUPS, LEAST, LENGTHS, RHAT, Chains, Local, chains
+from ampost.chains import LEAST, LENGTHS, RHAT, Chains, Local
 from ampost.errors import ArgumentError
-from ampost.estimator import Estimator, Reading
+from ampost.estimator import Estimator
 from ampost.experiments import Experiments
 from ampost.importance import Component, Draws
 from ampost.judging import FINAL, Judged, alike, judged
 from ampost.mcmc import SmcResult, smc
 from ampost.model import Model
-from ampost.modes import ENDED, Modes, search
+from ampost.modes import Modes, search
 from ampost.progress import progress, tell
-from ampost.ridges import Ridge, ridge
 from ampost.seeds import derive
+from ampost.shaping import (
+    ROUND,
+    ROUNDS,
+    Exact,
+    Parts,
+    about_mode,
+    adapt,
+    degrees,
+    network,
+    prior_of,
+    rate_of,
+    round_of,
+    walked,
+)
 from ampost.transfer import transferred
 
-ROUND = 1_000
-ROUNDS = 3
-ENOUGH = 0.4  # effective draws per draw, from which on a proposal is left as it is
-GAIN = 1.2  # times more of them, below which further rounds are not worth their solves
-POOR = 0.15  # of them, below which Markov chains give the draws that a proposal is fitted to
+REFITS = 2  # times that a proposal is fitted once more to the draws of a final round that would not do
 
 
 @dataclass(frozen=True)
@@ -100,23 +107,6 @@ class Corrected:
         return not self.sampled or (self.rhat <= RHAT and float(self.effective.min()) >= LEAST)
 
 
-class _Exact:
-    """The exact log joint of one data set, without gradients, counting ODE solves."""
-
-    def __init__(self, model: Model, data: Experiments) -> None:
-        self.model, self.data, self.solves = model, data, 0
-
-    def __call__(self, z: Tensor) -> Tensor:
-        return self.from_prior(z)[1]
-
-    def from_prior(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Log prior and log joint of z (draw, dataset, z)."""
-        self.solves += z.shape[0] * z.shape[1]
-        with torch.no_grad():
-            scores = self.model.score(z, self.data)
-        return scores.log_prior, scores.log_joint
-
-
 def correct(
     model: Model,
     data: Experiments,
@@ -130,63 +120,60 @@ def correct(
 
     The estimator may have been trained for a model with other priors or noise, `trained_for`.
     """
-    exact = _Exact(model, data)
+    exact = Exact(model, data)
     reading = trained.reading(trained_for or model, data)
     exact.solves += 0 if reading.ridge is None else reading.ridge.solves
-    flow, prior, size = _flow(trained, reading), _prior(model, data), model.z_size(data.count)
+    flow, size = network(trained, reading), model.z_size(data.count)
     if trained_for is not None:
         flow = transferred(flow, trained_for, model, data)
         reading = replace(reading, ridge=None)  # its coordinates are the other model's
     modes = search(model, data, seed)
     exact.solves += modes.solves
-    about = _about(model, data, reading, modes, exact)
-    first = [importance.shared(flow, 0.95), importance.shared(prior, 0.05)]
-    if about is not None:
-        first = _mixture([_normal(about)], flow, prior, 0.6)
-    plain = importance.draw_round(first, exact, ROUND, derive(seed, "plain"))
-    proposal, trial, shaped_by = _adapt(plain, first, flow, prior, about, exact, derive(seed, "adapt"))
-    missed = modes.outside(lambda z: importance.log_mixture(z, proposal), _evidence(trial))
-    if len(missed):
-        proposal = _with_modes(proposal, modes, missed, _evidence(trial))
-        trial = importance.draw_round(proposal, exact, ROUND, derive(seed, "modes"))
-    final = _final(proposal, exact, _rate(trial), derive(seed, "final"), budget, last=False)
+    parts = Parts(exact, flow, prior_of(model, data), about_mode(model, data, reading, modes, exact))
+    first = parts.first()
+    plain = importance.draw_round(first, exact.kept, round_of(size), derive(seed, "plain"))
+    proposal, trial, shaped_by = adapt(parts, plain, first, derive(seed, "adapt"))
+    proposal, trial, missed = _covering(proposal, trial, modes, exact, derive(seed, "modes"))
+    final = _final(proposal, exact, rate_of(trial), derive(seed, "final"), budget, last=False)
     said = _judged(final, proposal, modes)
-    short = said.smallest < budget.effective_size
-    if (said.faults or short) and budget.solves - exact.solves >= ROUND + FINAL and said.kish >= 10 * size:
+    for k in range(REFITS):
+        short = said.smallest < budget.effective_size
+        if not (said.faults or short) or budget.solves - exact.solves < 2 * FINAL:
+            break
         # many draws know better than few where the proposal is thin
-        refitted = _fitted(final.z, final.log_weight, derive(seed, "refit"), about)
-        better = _mixture(refitted, flow, prior, _share(final))
-        trial = importance.draw_round(better, exact, ROUND, derive(seed, "retrial"))
-        other = _final(better, exact, _rate(trial), derive(seed, "refined"), budget)
+        better, trial, shape = adapt(parts, final, proposal, derive(seed, "refit", k), rounds=1)
+        better, trial, _ = _covering(better, trial, modes, exact, derive(seed, "modes", k))
+        other = _final(better, exact, rate_of(trial), derive(seed, "refined", k), budget, last=k == REFITS - 1)
         told = _judged(other, better, modes)
         if (bool(told.faults), -told.smallest) < (bool(said.faults), -said.smallest):
-            final, proposal, said, shaped_by = other, better, told, "weights"
-    network = Alone(
+            final, proposal, said, shaped_by = other, better, told, shape
+    alone = Alone(
         _khat_alone(plain, flow),
         alike(flow.sample(FINAL, derive(seed, "alone")), final),
         modes,
-        len(missed),
+        missed,
     )
     if not said.faults:
-        return _accepted(final, said, exact, network, shaped_by, derive(seed, "equal"), budget)
-    drawn = _sampled(final, proposal, modes, about, exact, derive(seed, "chains"), show)
+        return _accepted(final, said, exact, alone, shaped_by, derive(seed, "equal"), budget)
+    drawn = _sampled(final, proposal, modes, parts, derive(seed, "chains"), show)
     if drawn is None or not drawn.agree or said.missed:
         found = _from_prior(model, data, exact, derive(seed, "smc"), max(budget.draws, ROUND))
         if found.complete:
-            fitted = _fitted(found.z, torch.zeros_like(found.log_joint), seed)
-            proposal, shaped_by = _mixture(fitted, flow, prior, 0.2), "prior"
+            away = replace(parts, about=None)
+            fitted = away.fitted(found.z, torch.zeros_like(found.log_joint), seed)
+            proposal, shaped_by = parts.mixture(fitted, 0.2), "prior"
             trial = importance.draw_round(proposal, exact, ROUND, derive(seed, "trial"))
-            final = _final(proposal, exact, _rate(trial), derive(seed, "last"), budget)
+            final = _final(proposal, exact, rate_of(trial), derive(seed, "last"), budget)
             said = _judged(final, proposal, modes)
             if not said.faults:
-                return _accepted(final, said, exact, network, "prior", derive(seed, "equal"), budget)
-            drawn = _sampled(final, proposal, modes, about, exact, derive(seed, "last chains"), show)
+                return _accepted(final, said, exact, alone, "prior", derive(seed, "equal"), budget)
+            drawn = _sampled(final, proposal, modes, parts, derive(seed, "last chains"), show)
     z, effective, rhat = _taken(drawn, final, budget.draws)
     return Corrected(
         z=z,
         final=final,
         judged=said,
-        network=network,
+        network=alone,
         effective=effective,
         log_evidence=float("nan"),
         log_evidence_error=float("nan"),
@@ -195,26 +182,6 @@ def correct(
         sampled=True,
         rhat=rhat,
     )
-
-
-def _about(model: Model, data: Experiments, reading: Reading, modes: Modes, exact: _Exact) -> Ridge | None:
-    """Coordinates about the highest mode that is known: the network's, or one that was found from the prior."""
-    known = reading.ridge
-    if not len(modes.height) or (
-        known is not None and float(modes.height[0] - known.laplace.height[0]) < ENDED
-    ):
-        return known
-    found = ridge(model, data, modes.best)
-    exact.solves += found.solves
-    return found
-
-
-def _normal(about: Ridge) -> Component:
-    """A Student-t distribution that is standard in coordinates about a mode."""
-    zero = torch.zeros_like(about.laplace.mode)
-    one = torch.eye(zero.shape[1], dtype=torch.float64)[None]
-    share = torch.ones(1, dtype=torch.float64)
-    return _along(about, importance.student(zero, one, _degrees(zero.shape[1]), share))
 
 
 def _evidence(found: Draws) -> float:
@@ -227,11 +194,22 @@ def _judged(final: Draws, proposal: list[Component], modes: Modes) -> Judged:
     return judged(final, len(lost))
 
 
+def _covering(
+    proposal: list[Component], trial: Draws, modes: Modes, exact: Exact, seed: int
+) -> tuple[list[Component], Draws, int]:
+    """A proposal with the modes that it missed, a round drawn from it, and how many these are."""
+    missed = modes.outside(lambda z: importance.log_mixture(z, proposal), _evidence(trial))
+    if not len(missed):
+        return proposal, trial, 0
+    proposal = _with_modes(proposal, modes, missed, _evidence(trial))
+    return proposal, importance.draw_round(proposal, exact, ROUND, seed), len(missed)
+
+
 def _with_modes(
     proposal: list[Component], modes: Modes, missed: Tensor, log_evidence: float
 ) -> list[Component]:
     """A proposal with a component at each mode that it missed."""
-    added = modes.components(missed, log_evidence, _degrees(modes.place.shape[-1]))
+    added = modes.components(missed, log_evidence, degrees(modes.place.shape[-1]))
     taken = torch.stack([c.share for c in added]).sum(0)
     scale = 0.5 / taken.clamp(min=0.5)  # half at most
     added = [replace(c, share=c.share * scale) for c in added]
@@ -242,8 +220,7 @@ def _sampled(
     final: Draws,
     proposal: list[Component],
     modes: Modes,
-    about: Ridge | None,
-    exact: _Exact,
+    parts: Parts,
     seed: int,
     show: bool | None,
 ) -> Chains | None:
@@ -258,24 +235,10 @@ def _sampled(
         proposal = _with_modes(proposal, modes, lost, _evidence(final))
     tell("no proposal carries the weights: Markov chains take over", show)
     with progress("Markov chains", sum(LENGTHS), show) as bar:
-        return _walked(final, proposal, about, exact, seed, LENGTHS, bar.advance)
-
-
-def _walked(
-    found: Draws,
-    proposal: list[Component],
-    about: Ridge | None,
-    exact: _Exact,
-    seed: int,
-    lengths: tuple[int, ...],
-    advance: Callable[[], None] = lambda: None,
-) -> Chains:
-    """Chains that begin at weighted draws."""
-    size = found.z.shape[-1]
-    weight = importance.temper(found.log_weight, 10.0 * size)
-    index, _ = importance.resample(weight, GROUPS, derive(seed, "starts"))
-    local = Local.of(found.z, weight, about, _degrees(size))
-    return chains(exact, found.z[index[:, 0], 0], proposal, local, seed, lengths, advance=advance)
+        size = final.z.shape[-1]
+        weight = importance.temper(final.log_weight, 10.0 * size)
+        local = Local.of(final.z, weight, parts.about, degrees(size))
+        return walked(final, proposal, local, parts.exact, seed, LENGTHS, bar.advance)
 
 
 def _taken(drawn: Chains | None, final: Draws, draws: int) -> tuple[Tensor, Tensor, float]:
@@ -286,87 +249,30 @@ def _taken(drawn: Chains | None, final: Draws, draws: int) -> tuple[Tensor, Tens
     return z[torch.linspace(0, len(z) - 1, draws).long()], drawn.effective, drawn.rhat
 
 
-def _adapt(
-    found: Draws,
-    proposal: list[Component],
-    flow: Component,
-    prior: Component,
-    about: Ridge | None,
-    exact: _Exact,
-    seed: int,
-) -> tuple[list[Component], Draws, str]:
-    """Proposal, the last round drawn from it, and what shaped it; one to three rounds after the first one.
-
-    A mixture, whose tails are heavier than the network's, is fitted to the weighted draws, flattened where
-    their effective size is below ten times the dimension. Where it is below the dimension, the weights carry no
-    covariance, and particles are carried over from the proposal to the posterior instead, once. Where the
-    weights stay poor, short Markov chains from there give draws to fit to. The best proposal is kept.
-    """
-    size = found.z.shape[-1]
-    shaped_by, best, rate = "weights", (proposal, found), 0.0
-    for k in range(ROUNDS):
-        share = _share(found)
-        if float(importance.kish(found.log_weight)) < size and shaped_by != "bridge":
-            moved = _bridge(found, proposal, exact, derive(seed, "bridge"))
-            if not moved.complete:
-                break
-            fitted, shaped_by = _fitted(moved.z, torch.zeros_like(moved.log_joint), seed, about), "bridge"
-        elif k and _rate(found) < POOR:
-            walked = _walked(found, proposal, about, exact, derive(seed, "walk", k), LENGTHS[:1])
-            z = walked.z.flatten(0, 1)[:, None]
-            size_of = float(walked.effective.min())
-            fitted = _fitted(z, torch.zeros(z.shape[:2], dtype=z.dtype), seed, about, size_of)
-        else:
-            fitted = _fitted(found.z, importance.temper(found.log_weight, 10.0 * size), seed, about)
-        proposal = _mixture(fitted, flow, prior, share)
-        found = importance.draw_round(proposal, exact, ROUND, derive(seed, "round", k))
-        before, rate = rate, max(rate, _rate(found))
-        if rate > before:
-            best = proposal, found
-        if rate >= ENOUGH or (k and rate >= POOR and rate < GAIN * before):
-            break
-    return *best, shaped_by
-
-
-def _share(found: Draws) -> float:
-    """The network's share in the next proposal: the part of the weight that its draws carry."""
-    return min(0.5, max(0.2, float(found.weights[found.component == 0].sum())))
-
-
-def _bridge(found: Draws, proposal: list[Component], exact: _Exact, seed: int) -> SmcResult:
-    """Particles from the proposal to the posterior."""
-
-    def path(z: Tensor) -> tuple[Tensor, Tensor]:
-        return importance.log_mixture(z, proposal), exact(z)
-
-    return smc(found.z, path, seed, steps=5)
-
-
-def _from_prior(model: Model, data: Experiments, exact: _Exact, seed: int, particles: int) -> SmcResult:
+def _from_prior(model: Model, data: Experiments, exact: Exact, seed: int, particles: int) -> SmcResult:
     start = model.simulate(particles, derive(seed, "start"), data.without_values()).z[:, None]
     return smc(start, exact.from_prior, derive(seed, "path"))
 
 
 def _final(
-    proposal: list[Component], exact: _Exact, rate: float, seed: int, budget: Budget, last: bool = True
+    proposal: list[Component], exact: Exact, rate: float, seed: int, budget: Budget, last: bool = True
 ) -> Draws:
     """A fresh round from the frozen proposal, and further draws while its effective size falls short.
 
     Where draws will be drawn twice, the solves that moving them takes are kept. Unless it is the `last` round,
-    it ends where what is left of the budget would not do.
+    it grows step by step, and ends where what is left of the budget would not do.
     """
     moves = importance.MOVES * budget.draws
-    left = budget.solves - exact.solves - moves
     count = int(1.1 * budget.effective_size / max(rate, 0.05))
-    count = max(min(count, left if last else left // 3), FINAL)
-    final = importance.draw_round(proposal, exact, count, derive(seed, "first"))
+    count = max(min(count, budget.solves - exact.solves - moves if last else FINAL), FINAL)
+    final = importance.draw_round(proposal, exact if last else exact.kept, count, derive(seed, "first"))
     while (said := judged(final)).smallest < budget.effective_size and said.smallest >= 0.01 * len(final.z):
         kept = moves if budget.draws * said.largest > 1 else 0
         left = budget.solves - exact.solves - kept
         missing = 1.1 * (budget.effective_size - said.smallest) * len(final.z) / said.smallest
         if left < ROUND or (not last and missing > left):
             break
-        more = min(int(missing) + 100, left)
+        more = min(int(missing) + 100, left) if last else min(int(missing) + 100, left, 2 * len(final.z))
         further = importance.draw_round(proposal, exact, more, derive(seed, "further", len(final.z)))
         final = importance.joined(final, further)
     return final
@@ -375,7 +281,7 @@ def _final(
 def _accepted(
     final: Draws,
     said: Judged,
-    exact: _Exact,
+    exact: Exact,
     network: Alone,
     shaped_by: str,
     seed: int,
@@ -396,12 +302,6 @@ def _accepted(
     )
 
 
-def _rate(found: Draws) -> float:
-    """Effective draws per draw: the smaller of Kish's and that of the worst coordinate."""
-    worst = float(importance.effective_sizes(found).min())
-    return min(worst, float(importance.kish(found.log_weight))) / len(found.z)
-
-
 def _khat_alone(plain: Draws, flow: Component) -> float:
     """k-hat of the network's own draws, weighed against the network alone."""
     mine = plain.component == 0
@@ -411,56 +311,3 @@ def _khat_alone(plain: Draws, flow: Component) -> float:
         -torch.inf,
     )
     return float(importance.khat(alone))
-
-
-def _fitted(
-    z: Tensor, log_weight: Tensor, seed: int, about: Ridge | None = None, effective: float = math.inf
-) -> list[Component]:
-    """Student-t components fitted to weighted draws, in coordinates that follow a ridge where there are some.
-
-    Their tails are heavier in few dimensions.
-    """
-    degrees = _degrees(z.shape[-1])
-    if about is None:
-        return importance.fitted_mixture(z, log_weight, degrees, derive(seed, "fit"), effective)
-    parts = importance.fitted_mixture(about.standard(z), log_weight, degrees, derive(seed, "fit"), effective)
-    return [_along(about, part) for part in parts]
-
-
-def _along(about: Ridge, part: Component) -> Component:
-    """A component in coordinates about a mode as one in z."""
-    return replace(
-        part,
-        sample=lambda count, seed: about.back(part.sample(count, seed)),
-        log_density=lambda z: part.log_density(about.standard(z)) + about.log_scale,
-    )
-
-
-def _degrees(size: int) -> float:
-    return 5.0 if size <= 4 else 10.0 if size <= 12 else 20.0
-
-
-def _mixture(fitted: list[Component], flow: Component, prior: Component, share: float) -> list[Component]:
-    """The network with `share`, 5 % of the prior, which guards the tails, and the fitted components."""
-    rest = 0.95 - share
-    parts = [replace(c, share=rest * c.share) for c in fitted]
-    return [importance.shared(flow, share), importance.shared(prior, 0.05), *parts]
-
-
-def _flow(trained: Estimator, reading: Reading) -> Component:
-    return Component(
-        "flow",
-        torch.ones(1, dtype=torch.float64),
-        lambda count, seed: trained.sample(reading, count, seed),
-        lambda z: trained.log_density(z, reading),
-    )
-
-
-def _prior(model: Model, data: Experiments) -> Component:
-    """The prior in z as a component: standard normal where the maps are exact, a wide normal else."""
-    size = model.z_size(data.count)
-    exact = all(site.exact for site in model.sites(data.count))
-    wide = torch.eye(size, dtype=torch.float64) * (1.0 if exact else 1.5)
-    one = torch.ones(1, dtype=torch.float64)
-    normal = importance.student(torch.zeros(1, size, dtype=torch.float64), wide[None], 50.0, one)
-    return replace(normal, name="prior")

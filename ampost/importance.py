@@ -22,6 +22,7 @@ from ampost.seeds import derive, seeded
 MOST = 10.0  # components of a fitted mixture
 WIDE = 0.2  # share of one that is as wide as all of them
 MOVES = 5  # steps that every draw takes where some are drawn twice; as often again while some still are
+EXPECTED = 100  # steps of expectation and maximisation to the likeliest shares
 LogDensity = Callable[[Tensor], Tensor]
 Sampler = Callable[[int, int], Tensor]
 
@@ -49,7 +50,7 @@ class Draws:
     @property
     def weights(self) -> Tensor:
         """Normalised weights, (draw, dataset)."""
-        return torch.softmax(self.log_weight, 0)
+        return torch.softmax(self.log_weight, 0).nan_to_num(0.0)
 
 
 def student(mean: Tensor, factor: Tensor, degrees: float, share: Tensor) -> Component:
@@ -124,17 +125,33 @@ def log_mixture(z: Tensor, components: list[Component]) -> Tensor:
     return torch.logsumexp(torch.stack(parts), 0)
 
 
+def likeliest(components: list[Component], z: Tensor) -> list[Component]:
+    """The components with the shares under which draws z (draw, dataset, z) are likeliest, in sum as before."""
+    parts = torch.stack([c.log_density(z) for c in components])
+    share = torch.stack([c.share for c in components])
+    total = share.sum(0)
+    for _ in range(EXPECTED):
+        share = total * torch.softmax(parts + share.log()[:, None], 0).mean(1)
+    return [replace(c, share=s) for c, s in zip(components, share, strict=True)]
+
+
 def draw_round(components: list[Component], log_joint: LogDensity, count: int, seed: int) -> Draws:
     """`count` draws stratified over the components (shares equal over data sets), weighted."""
-    shares = torch.stack([c.share for c in components]).mean(1)
-    numbers = (shares / shares.sum() * count).round().long().tolist()
-    numbers[0] += count - sum(numbers)
-    used = [(k, c, n) for k, (c, n) in enumerate(zip(components, numbers, strict=True)) if n > 0]
-    z = torch.cat([c.sample(n, derive(seed, c.name, k)) for k, c, n in used])
+    z, origin = stratified(components, count, seed)
     # deterministic mixture weights (Owen and Zhou 2000): the mixture of the shares actually drawn
-    proposal = log_mixture(z, [shared(c, n / count) for _, c, n in used])
-    origin = torch.cat([torch.full((n,), k) for k, _, n in used])
-    return weighed(z, proposal, log_joint(z), origin)
+    drawn = [int(number) for number in torch.bincount(origin, minlength=len(components))]
+    used = [shared(c, n / count) for c, n in zip(components, drawn, strict=True) if n]
+    return weighed(z, log_mixture(z, used), log_joint(z), origin)
+
+
+def stratified(components: list[Component], count: int, seed: int) -> tuple[Tensor, Tensor]:
+    """`count` draws (draw, dataset, z) by the shares (equal over data sets), and the component each is of."""
+    shares = torch.stack([c.share for c in components]).mean(1)
+    numbers = (shares / shares.sum() * count).round().long()
+    numbers[0] += count - numbers.sum()
+    used = [(k, c, n) for k, (c, n) in enumerate(zip(components, numbers.tolist(), strict=True)) if n > 0]
+    z = torch.cat([c.sample(n, derive(seed, c.name, k)) for k, c, n in used])
+    return z, torch.arange(len(components)).repeat_interleave(numbers)
 
 
 def weighed(z: Tensor, log_proposal: Tensor, log_joint: Tensor, component: Tensor) -> Draws:
@@ -169,8 +186,11 @@ def temper(log_weight: Tensor, target: float) -> Tensor:
 
 
 def weighted_moments(z: Tensor, log_weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Weighted mean (dataset, z) and Cholesky factor of the covariance, with a little added."""
-    weight = torch.softmax(log_weight, 0)[..., None]
+    """Weighted mean (dataset, z) and Cholesky factor of the covariance, with a little added.
+
+    Where no draw has weight all have the same.
+    """
+    weight = torch.softmax(log_weight, 0).nan_to_num(1 / len(z))[..., None]
     mean = (weight * z).sum(0)
     centred = z - mean
     cov = torch.einsum("sd,sdi,sdj->dij", weight[..., 0], centred, centred)

@@ -22,8 +22,10 @@ from ampost.errors import CheckpointError, EstimatorError, ExperimentError, File
 from ampost.estimator import QUANTILES, Estimator
 from ampost.experiments import Experiments
 from ampost.importance import Draws
-from ampost.judging import shape
+from ampost.impossible import culprits
+from ampost.judging import PRIOR, shape
 from ampost.learning import Settings, enough_rows, train_estimator
+from ampost.likeness import kept
 from ampost.model import Model
 from ampost.modes import STARTS as MODE_STARTS
 from ampost.modes import search
@@ -35,6 +37,7 @@ from ampost.results import Verdict
 from ampost.seeds import derive
 from ampost.transfer import refuse_other_sites
 
+TRIED = 1_000  # draws of the prior, none of which makes the data possible, before a training is refused
 POOR = 5.0  # an error of a proxy, in sd of the noise, from which on it is called poor
 PROXY = 0.3  # the share of the schedule's seconds, where it has some, in which a proxy is trained
 
@@ -137,7 +140,8 @@ def infer(
         optimum: also search the optima by BFGS: `map_z`, `map` and `mle` in `fit`, and what the data determine.
 
     Raises:
-        ExperimentError: more than one data set, an unknown channel, a value outside the support.
+        ExperimentError: more than one data set, an unknown channel, a value outside the support; data that no
+            parameters explain, where an estimator would have to be trained first.
         EstimatorError: the estimator belongs to another model, or that one has other parameters.
     """
     if data.batch:
@@ -175,7 +179,8 @@ def infer(
     found = None
     if optimum and bool(torch.isfinite(log_joint).any()):
         # the best draw of each quarter of them
-        starts = torch.stack([corrected.z[k::STARTS][log_joint[k::STARTS].argmax()] for k in range(STARTS)])
+        parts = [torch.arange(k, len(log_joint), STARTS) for k in range(min(STARTS, len(log_joint)))]
+        starts = torch.stack([corrected.z[part[log_joint[part].argmax()]] for part in parts])
         found = optima(model, data, starts)
         for name, end in (("map_z", found.map_z), ("map", found.map), ("mle", found.mle)):
             if name != "mle" or found.bounded:
@@ -190,6 +195,7 @@ def infer(
     prior = results.prior_draws(model, data, 1_000, derive(seed, "prior"))
     weighted = None if corrected.sampled else _weighted(corrected.final)
     tree = results.build(model, data, corrected.z, reported, prior, fit, weighted)
+    tree["program"] = kept(model)
     if found is not None:
         tree["optima"] = results.optima_group(found, names(model, data))
     return tree
@@ -248,6 +254,7 @@ def preliminary(model: Model, data: Experiments, seed: int, progress: bool | Non
     """A quick multi-start fit, shown while the training is still to come."""
     found = search(model, data, derive(seed, "preliminary"))
     if not len(found.height):
+        _refuse_impossible(model, data, derive(seed, "tried"))
         tell(f"preliminary fit: none of {MODE_STARTS} searches from the prior ended at an optimum", progress)
         return
     values = model.parameters(found.place[:1, None], data)
@@ -256,6 +263,19 @@ def preliminary(model: Model, data: Experiments, seed: int, progress: bool | Non
         f"preliminary fit (best of {MODE_STARTS} starts, log joint {float(found.height[0]):.2f}): {words}",
         progress,
     )
+
+
+def _refuse_impossible(model: Model, data: Experiments, seed: int) -> None:
+    """Name what makes the data impossible at every draw of the prior, before minutes of training.
+
+    Raises:
+        ExperimentError: measurements, or an ODE that cannot be solved for these data.
+    """
+    z = model.simulate(TRIED, seed, data.without_values()).z
+    with torch.no_grad():
+        possible = bool(torch.isfinite(model.log_joint(z[:, None], data)).any())
+    if not possible:
+        raise ExperimentError(f"no parameters explain these data: {culprits(model, data, z)}")
 
 
 def _point(model: Model, data: Experiments, trained: Estimator) -> dict[str, float]:
@@ -292,7 +312,7 @@ def _verdict(
     best: Tensor,
     seed: int,
 ) -> Verdict:
-    computation, reason = _computation(corrected, wanted)
+    computation, reason = _computation(model, data, corrected, wanted)
     numbers = {
         "khat": corrected.judged.khat,
         "khat_network": corrected.network.khat,
@@ -307,7 +327,7 @@ def _verdict(
     return Verdict(computation, state, (reason, searched, words), numbers | p_values)
 
 
-def _computation(corrected: Corrected, wanted: int) -> tuple[str, str]:
+def _computation(model: Model, data: Experiments, corrected: Corrected, wanted: int) -> tuple[str, str]:
     """The computation's label and the sentence behind it."""
     smallest = float(corrected.effective.min())
     if corrected.sampled:
@@ -318,12 +338,12 @@ def _computation(corrected: Corrected, wanted: int) -> tuple[str, str]:
         )
         why = f"No proposal carried the weights ({'; '.join(corrected.judged.faults)})"
         if corrected.complete:
-            return "sampled", f"{why}, so these draws are from {number} Markov chains: {chains}."
-        if corrected.rhat != corrected.rhat:
-            return "failed", (
-                f"{why}, and no particle has a finite likelihood: no parameters under the prior explain these "
-                f"data; look at check(model, data), and for regions of the prior where the ODE fails."
+            return "sampled", (
+                f"{why}, so these draws are from {number} Markov chains: {chains}; the evidence is not known."
             )
+        if not bool(torch.isfinite(corrected.final.log_weight).any()):
+            found = culprits(model, data, corrected.final.z[corrected.final.component == PRIOR, 0])
+            return "failed", f"No parameters explain these data, and the draws mean nothing: {found}."
         return "failed", (
             f"{why}, and the {number} Markov chains from there do not agree or are too short: {chains}; "
             f"try baselines.nuts with more draws, a tighter prior, or fewer parameters."
@@ -335,6 +355,7 @@ def _computation(corrected: Corrected, wanted: int) -> tuple[str, str]:
     )
     how = {
         "weights": "The proposal was adapted by its weights",
+        "proxy": "The draws were shaped by a proxy fitted to this data set",
         "bridge": "The network was far off; its draws were carried to the posterior by sequential Monte Carlo",
         "prior": "The proposal was found from the prior, without the network",
     }[corrected.shaped_by]

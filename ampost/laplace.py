@@ -17,7 +17,7 @@ from ampost.accuracy import located
 from ampost.experiments import Experiments
 from ampost.model import Model
 from ampost.ode.problem import OdeProblem, Solver, Tangential, Trajectory
-from ampost.passes import Holding, noise_of, total
+from ampost.passes import Holding, joint_of, noise_of
 from ampost.program import recording
 
 NEAR = 1e-6  # step of a difference in z, where the solver answers to first order
@@ -115,7 +115,7 @@ def _found(model: Model, data: Experiments, start: Tensor, slope: Slopes, most: 
     for k in range(most + 1):
         height[active], score[active], information[active] = slope(z[active], data.at(active))
         solves += slope.solves * len(active)
-        gain = 0.5 * (score[active] * _solved(information[active], score[active])).sum(-1)
+        gain = 0.5 * (score[active] * solved(information[active], score[active])).sum(-1)
         decrement[active] = torch.where(torch.isfinite(height[active]), gain, torch.inf)
         active = active[(decrement[active] > CLOSE) & torch.isfinite(height[active])]
         if k == most or not len(active):
@@ -123,7 +123,7 @@ def _found(model: Model, data: Experiments, start: Tensor, slope: Slopes, most: 
         damped = information[active] + torch.diag_embed(
             damping[active, None] * information[active].diagonal(dim1=-2, dim2=-1)
         )
-        step = _solved(damped, score[active]).clamp(-FURTHEST, FURTHEST)
+        step = solved(damped, score[active]).clamp(-FURTHEST, FURTHEST)
         hoped = (step * score[active]).sum(-1) - 0.5 * torch.einsum("na,nab,nb->n", step, damped, step)
         z[active], length, tries = _along(model, data.at(active), z[active], height[active], step, hoped)
         solves += tries
@@ -153,8 +153,8 @@ def _along(
     return z + length[:, None] * step, length, len(z) + len(LENGTHS) * len(poor)
 
 
-def _solved(matrix: Tensor, right: Tensor) -> Tensor:
-    """Solutions; 0, which is no step, where a matrix is singular to the last digit."""
+def solved(matrix: Tensor, right: Tensor) -> Tensor:
+    """Solutions of linear equations; 0, which is no step, where a matrix is singular to the last digit."""
     found: Tensor = torch.linalg.solve_ex(matrix, right[..., None])[0][..., 0]
     return found.nan_to_num(0.0, 0.0, 0.0)
 
@@ -174,23 +174,25 @@ class Slopes:
 
     def __call__(self, z: Tensor, data: Experiments) -> tuple[Tensor, Tensor, Tensor]:
         """Log joint (dataset,), its gradient (dataset, z) and information (dataset, z, z)."""
-        found = evaluated(self.model, self._places(z), data, self.solver)
-        flat = self._slope(found.features(found.width[0])).permute(1, 0, 2)
+        found = evaluated(self.model, self.places(z), data, self.solver)
+        flat = self.slope(found.features(found.width[0])).permute(1, 0, 2)
         information = flat @ flat.mT + torch.eye(z.shape[-1], dtype=z.dtype)
         good = torch.isfinite(information).all(-1).all(-1) & torch.isfinite(found.joint[0])
         information = torch.where(good[:, None, None], information, torch.eye(z.shape[-1], dtype=z.dtype))
-        return found.joint[0], self._slope(found.joint).nan_to_num(0.0, 0.0, 0.0).T, information
+        return found.joint[0], self.slope(found.joint).nan_to_num(0.0, 0.0, 0.0).T, information
 
     def features(self, z: Tensor, data: Experiments) -> tuple[Tensor, Tensor, Tensor]:
         """Features (dataset, feature) at z, their slopes (dataset, feature, z), and the widths of the noise."""
-        found = evaluated(self.model, self._places(z), data, self.solver)
+        found = evaluated(self.model, self.places(z), data, self.solver)
         seen = found.features(found.width[0])
-        return seen[0], self._slope(seen).permute(1, 2, 0), found.width[0]
+        return seen[0], self.slope(seen).permute(1, 2, 0), found.width[0]
 
-    def _places(self, z: Tensor) -> Tensor:
+    def places(self, z: Tensor) -> Tensor:
+        """z (shift, dataset, z): here and at each shift."""
         return torch.cat([z[None], z + self.shifts])
 
-    def _slope(self, value: Tensor) -> Tensor:
+    def slope(self, value: Tensor) -> Tensor:
+        """Slopes (z, ...) of values (shift, ...) at the places."""
         size = self.shifts.shape[-1]
         down = value[:1] if len(self.shifts) == size else value[1 + size :]
         return (value[1 : 1 + size] - down) / (float(self.shifts.abs().sum()) / size)
@@ -250,9 +252,7 @@ def evaluated(model: Model, z: Tensor, data: Experiments, solver: Solver) -> Eva
     with torch.no_grad():
         run = model.run(z, data, holding)
     lead = tuple(z.shape[:-1])
-    joint = run.total_log_prior
-    for value in run.log_likelihood.values():
-        joint = joint + total(value, lead, run.depth)
+    joint = joint_of(run)
     joint = torch.where(holding.failed(lead) | torch.isnan(joint), -torch.inf, joint)
     centres, widths, known = [], [], []
     shape = (*lead, *data.times.shape[-2:])

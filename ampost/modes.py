@@ -1,6 +1,6 @@
 """A search for modes that no proposal has told of: from pure prior draws, on the exact log joint.
 
-Gauss-Newton steps from all starts go in one batch. What ends outside the proposal's bulk with mass to speak of
+All starts climb in one batch. What ends outside the proposal's bulk with mass to speak of
 becomes a component of the proposal. A search proves nothing; it says what it would have found, and how surely.
 """
 
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ampost.climbing import climb
 from ampost.experiments import Experiments
 from ampost.importance import Component, student
 from ampost.laplace import Laplace, laplace
@@ -20,7 +21,9 @@ from ampost.model import Model
 from ampost.seeds import derive
 
 STARTS = 60
-STEPS = 30
+STEPS = 60  # of each climb
+POLISH = 6  # exact ones from where a climb ended
+MOST = 12  # modes
 ENDED = 0.1  # decrement of the log joint below which a search has ended at an optimum
 DISTINCT = 4.0  # squared distance of two modes, in sd of the higher one
 MASS = 0.01  # share of the posterior from which on a mode counts
@@ -79,30 +82,45 @@ class Modes:
         missed = (1 - BASIN) ** self.ended
         if not self.ended:
             return f"Other modes are not known of: none of {STARTS} searches from the prior ended."
+        starts = "1 prior start" if self.ended == 1 else f"{self.ended} prior starts"
         limits = (
             f"one whose basin holds {BASIN:.0%} of the prior would have been missed with probability "
             f"{100 * missed:.2g} %"
         )
         if others:
             few = "A further mode was" if others == 1 else f"{others} further modes were"
-            return f"{few} found from {self.ended} prior starts and added to the proposal; {limits}."
+            return f"{few} found from {starts} and added to the proposal; {limits}."
         heavy = int((torch.softmax(self.log_mass, 0) > MASS).sum())
         known = "No other mode" if heavy == 1 else f"{heavy} modes, and none outside of the proposal, were"
-        return f"{known} found from {self.ended} prior starts; {limits}."
+        return f"{known} found from {starts}; {limits}."
 
 
 def search(model: Model, data: Experiments, seed: int) -> Modes:
-    """The modes of one data set that Gauss-Newton steps from prior draws end at."""
+    """The modes of one data set that climbs from prior draws end at, the highest few of them."""
     start = model.simulate(STARTS, derive(seed, "modes"), data.without_values()).z
-    found = laplace(model, data.unsqueezed(1).at(torch.zeros(STARTS, dtype=torch.long)), start, STEPS)
-    ended = (found.decrement < ENDED).nonzero()[:, 0]
-    kept: list[int] = []
-    for k in ended[found.height[ended].argsort(descending=True)].tolist():
-        apart = [(found.factor[j].T @ (found.mode[k] - found.mode[j])).square().sum() for j in kept]
-        if all(float(far) > DISTINCT for far in apart):
-            kept.append(k)
-    size = start.shape[-1]
-    mass = found.height + 0.5 * size * math.log(2 * math.pi) - found.log_scale
-    return Modes(
-        found.mode[kept], found.factor[kept], found.height[kept], mass[kept], len(ended), found.solves + STARTS
-    )
+    ends = climb(model, data, start, STEPS)
+    ended = (ends.decrement < ENDED).nonzero()[:, 0]
+    found, solves = list[Laplace](), STARTS + ends.solves
+    for k in ended[ends.height[ended].argsort(descending=True)].tolist():
+        if any(_near(other, ends.z[k]) for other in found):
+            continue
+        if len(found) == MOST:
+            break
+        exact = laplace(model, data, ends.z[k : k + 1], POLISH)
+        solves += exact.solves
+        if float(exact.decrement) < ENDED and not any(_near(other, exact.mode[0]) for other in found):
+            found.append(exact)
+    if not found:
+        none = torch.zeros(0, dtype=torch.float64)
+        size = start.shape[-1]
+        return Modes(none.reshape(0, size), none.reshape(0, size, size), none, none, 0, solves)
+    found.sort(key=lambda mode: -float(mode.height))
+    place, factor = torch.cat([m.mode for m in found]), torch.cat([m.factor for m in found])
+    height, scale = torch.cat([m.height for m in found]), torch.cat([m.log_scale for m in found])
+    mass = height + 0.5 * place.shape[1] * math.log(2 * math.pi) - scale
+    return Modes(place, factor, height, mass, len(ended), solves)
+
+
+def _near(mode: Laplace, z: Tensor) -> bool:
+    """Whether z (z,) is at a mode."""
+    return float((mode.factor[0].T @ (z - mode.mode[0])).square().sum()) <= DISTINCT

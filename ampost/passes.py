@@ -163,7 +163,7 @@ class Pass(Messenger):
         fn = msg["fn"]
         if self.draw:
             shape = torch.broadcast_shapes(fn.batch_shape, (*self.lead, *(1,) * self.depth))
-            msg["value"] = fn.expand(shape).sample()
+            msg["value"] = _drawn(msg["name"], fn.expand(shape))
             self.values[msg["name"]] = msg["value"]
             if noise_of(fn).support.is_discrete:
                 self.counts.add(msg["name"])
@@ -184,6 +184,23 @@ class Pass(Messenger):
             full = self.theta[site.name].expand(*self.lead, *site.batch, *site.event)
             out[site.name] = full.reshape(*self.lead, *kept, *site.event)
         return out
+
+
+def _drawn(channel: str, noise: Any) -> Tensor:  # noqa: ANN401 - a distribution
+    """A draw of a channel's noise.
+
+    Raises:
+        ModelError: some parameter of the noise is no number, or outside of what it may be.
+    """
+    try:
+        value: Tensor = noise.sample()
+    except (RuntimeError, ValueError) as error:
+        raise ModelError(
+            f"the noise of channel {channel!r}, {type(noise_of(noise)).__name__}, cannot be drawn at some "
+            f"parameters of the prior ({str(error).splitlines()[0]}): a width is negative or no number, as "
+            f"the root or logarithm of a negative number; keep it inside, as by clamp(min=1e-9)"
+        ) from error
+    return value
 
 
 class PriorDraw(Messenger):
@@ -312,6 +329,14 @@ def noise_of(fn: Any) -> Any:  # noqa: ANN401 - a distribution
     while isinstance(fn, MaskedDistribution | Censored):
         fn = fn.base_dist
     return fn
+
+
+def joint_of(run: Pass) -> Tensor:
+    """Log joint (*lead) of a pass that scored; NaN where a likelihood is none."""
+    joint = run.total_log_prior
+    for value in run.log_likelihood.values():
+        joint = joint + total(value, run.lead, run.depth)
+    return joint
 
 
 def total(value: Tensor, lead: tuple[int, ...], depth: int) -> Tensor:

@@ -11,11 +11,12 @@ from torch import Tensor
 
 from ampost import Budget, Design, Estimator, Experiments, Looks, Model, between, infer, observe
 from ampost.chains import GROUPS, Local, chains, nested_rhat
-from ampost.correction import _Exact, _sampled, _taken, correct
+from ampost.correction import _sampled, _taken, correct
 from ampost.importance import Component, Draws, draw_round, student
 from ampost.inference import _computation
 from ampost.mcmc import convergence
 from ampost.modes import Modes
+from ampost.shaping import Exact, Parts
 from ampost.zoo import michaelis_menten
 
 
@@ -85,6 +86,12 @@ def test_chains_that_do_not_mix_show_in_r_hat() -> None:
     assert float(effective[1]) < 200
 
 
+def parts(exact: Exact) -> Parts:
+    """Those of which chains need the log joint alone."""
+    component = wide(1.0)[0]
+    return Parts(exact, component, component, None)
+
+
 def bent(experiments: Experiments) -> None:
     """A level that is an exponential, and a scale from few values: skewed and heavy-tailed."""
     a = pyro.sample("a", dist.Normal(0.0, 1.0))
@@ -102,11 +109,11 @@ def test_the_fallback_agrees_with_quadrature() -> None:
         mass = torch.softmax(model.log_joint(grid[:, None], data)[:, 0], 0)
     exact = (mass[:, None] * grid).sum(0)
     spread = ((mass[:, None] * (grid - exact).square()).sum(0)).sqrt()
-    exact_joint = _Exact(model, data)
+    exact_joint = Exact(model, data)
     proposal = [student(torch.zeros(1, 2).double(), torch.eye(2).double()[None], 5.0, torch.ones(1).double())]
     final = draw_round(proposal, exact_joint, 1_000, 1)
     none = Modes(*(torch.zeros(0, *shape).double() for shape in ((2,), (2, 2), (), ())), 60, 0)
-    found = _sampled(final, proposal, none, None, exact_joint, seed=2, show=False)
+    found = _sampled(final, proposal, none, parts(exact_joint), seed=2, show=False)
     assert found is not None
     assert found.agree
     assert exact_joint.solves == 1_000 + found.solves
@@ -122,9 +129,9 @@ def test_a_data_set_that_no_parameters_explain_is_failed_with_a_reason() -> None
     nothing = torch.full((100, 1), -torch.inf, dtype=torch.float64)
     hopeless = Draws(z, 0 * nothing.exp(), nothing, nothing, torch.zeros(100, dtype=torch.long))
     model = michaelis_menten.model()
-    exact = _Exact(model, model.simulate(1, seed=1).experiments.at(0))
+    exact = Exact(model, model.simulate(1, seed=1).experiments.at(0))
     none = Modes(*(torch.zeros(0, *shape).double() for shape in ((3,), (3, 3), (), ())), 60, 0)
-    assert _sampled(hopeless, [], none, None, exact, 0, False) is None
+    assert _sampled(hopeless, [], none, parts(exact), 0, False) is None
     drawn, effective, rhat = _taken(None, hopeless, 50)
     assert len(drawn) == 50
     assert bool(torch.isnan(effective).all())
@@ -136,15 +143,16 @@ def test_the_verdict_says_sampled_or_failed_by_the_chains(kinetics: Model, train
     data = kinetics.simulate(1, seed=3).experiments.at(0)
     found = correct(kinetics, data, trained, 0, Budget(draws=100, effective_size=500))
     chains = replace(found, sampled=True, rhat=1.004, effective=torch.full((3,), 900.0))
-    label, words = _computation(chains, 500)
+    label, words = _computation(kinetics, data, chains, 500)
     assert label == "sampled"
     assert "largest nested R-hat 1.004, smallest effective size 900" in words
-    label, words = _computation(replace(chains, rhat=1.2), 500)
+    label, words = _computation(kinetics, data, replace(chains, rhat=1.2), 500)
     assert label == "failed"
     assert "do not agree or are too short" in words
-    label, words = _computation(replace(chains, rhat=math.nan), 500)
+    nothing = replace(found.final, log_weight=torch.full_like(found.final.log_weight, -torch.inf))
+    label, words = _computation(kinetics, data, replace(chains, rhat=math.nan, final=nothing), 500)
     assert label == "failed"
-    assert "no parameters under the prior explain these data" in words
+    assert "No parameters explain these data" in words
 
 
 def test_infer_falls_back_to_chains_where_the_weights_fail(
@@ -181,7 +189,7 @@ def test_chains_jump_to_a_mode_that_their_proposal_thinks_little_of() -> None:
     factor = 10.0 * torch.eye(2).double().expand(2, 2, 2)
     mass = torch.full((2,), math.log(2 * math.pi * 0.01)).double()
     modes = Modes(place, factor, torch.zeros(2).double(), mass, 60, 0)
-    found = _sampled(final, proposal, modes, None, Two(), seed=2, show=False)  # type: ignore[arg-type]
+    found = _sampled(final, proposal, modes, parts(Two()), seed=2, show=False)  # type: ignore[arg-type]
     assert found is not None
     assert found.agree
     assert float((found.z[..., 0] > 1.5).double().mean()) == pytest.approx(0.5, abs=0.05)
