@@ -116,6 +116,9 @@ def alarms(model: Model, data: Experiments, best: Tensor, trained: Estimator, se
     # the scale of contexts takes as many again
     drawn = model.simulate(2 * number, derive(seed, "replicates"), data.without_values())
     good, apart = (~drawn.failed).nonzero()[:, 0].tensor_split(2)
+    if len(apart) < 2:  # nothing to compare with
+        unknown = float("nan")
+        return Alarms((), Alarm("context", "", unknown, unknown), 0)
     mine = residuals(model, data.unsqueezed(1), best[None])
     parts = [residuals(model, drawn.experiments.at(part), drawn.z[part]) for part in good.split(ROWS)]
     times = data.unsqueezed(1).times
@@ -172,9 +175,9 @@ def statistics(residual: Tensor, times: Tensor) -> Mapping[str, Tensor]:
 
 
 def _place(residual: Tensor, data: Experiments) -> tuple[str, float] | None:
-    """Experiment and time of the largest residual (experiment, time)."""
-    size = residual.abs().nan_to_num(-1.0)
-    if not bool((size >= 0).any()):
+    """Experiment and time of the largest residual (experiment, time); None where none is finite."""
+    size = residual.abs().nan_to_num(-1.0, posinf=torch.inf)
+    if not bool((torch.isfinite(size) & (size >= 0)).any()):
         return None
     e, t = divmod(int(size.argmax()), size.shape[-1])
     return data.names[0][e], float(data.times[e, t])

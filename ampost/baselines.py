@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from typing import Any
 
 import torch
@@ -12,6 +13,8 @@ from torch import Tensor
 from ampost import mcmc, results
 from ampost.errors import ArgumentError
 from ampost.experiments import Experiments
+from ampost.impossible import culprits
+from ampost.likeness import kept
 from ampost.model import Model
 from ampost.optimize import laplace, maximise
 from ampost.potential import Potential
@@ -28,7 +31,9 @@ def fit(
 
     `posterior` holds 1,000 draws of the normal approximation at the best optimum (Laplace), or the
     optimum alone, repeated, where its Hessian is singular. Group `optima` (optimum, z) holds every end,
-    whether it converged, and whether the model fails there (`failed`); `plots.waterfall` draws them.
+    whether it converged, and whether the model fails there (`failed`); `plots.waterfall` draws them. Where it
+    fails at every start `computation` is "failed", `verdict` says why, with a warning, and `posterior` means
+    nothing.
     """
     if starts < 1:
         raise ArgumentError(f"fit(starts={starts}): expected at least 1")
@@ -46,6 +51,8 @@ def fit(
     with seeded(derive(seed, "laplace")):
         noise = torch.randn(1_000, len(best), dtype=torch.float64)
     factor = torch.zeros_like(torch.diag(best)) if covariance is None else torch.linalg.cholesky(covariance)
+    label = "laplace" if covariance is not None else "optimum only: singular Hessian"
+    failed = _nothing(model, data, begin, "the fit") if found[0].failed else {}
     tree = _tree(
         model,
         data,
@@ -56,7 +63,8 @@ def fit(
             "solves": gradients * (1 + len(best)),
             "best_log_joint": found[0].log_joint,
             "map_z": results.by_label(model.parameters(best[None, None], data)),
-            "computation": "laplace" if covariance is not None else "optimum only: singular Hessian",
+            "computation": label,
+            **failed,
         },
         seed,
     )
@@ -87,7 +95,9 @@ def nuts(
     """Pyro's NUTS in z on the exact log joint (`Potential`), which runs no Pyro; chains one after another.
 
     Chains begin at draws of the prior or, warm, at draws of the posterior of a result `start`. `fit` has the
-    largest R-hat (rank-normalised, NaN of short chains) and ArviZ's effective sizes.
+    largest R-hat (rank-normalised, NaN of short chains) and ArviZ's effective sizes. Where the log joint is not
+    finite at any draw of the prior there is nothing to sample: `computation` is "failed", `verdict` says why,
+    with a warning, and `posterior` means nothing.
 
     Raises:
         ArgumentError: a number below 1, or a result `start` of a model with other parameters.
@@ -104,8 +114,12 @@ def nuts(
             f"nuts(start=...): its posterior has {starts.shape[1]} coordinates in z, this model and data have "
             f"{size}; give a result of this model and these data"
         )
+    if not bool(torch.isfinite(_log_joint(model, data, starts)).any()):
+        said: dict[str, Any] = {"seconds": time.monotonic() - began, "gradients": 0, "solves": len(starts)}
+        said |= {"rhat": float("nan"), **_nothing(model, data, starts, "NUTS")}
+        return _tree(model, data, starts.repeat(draws, 1)[: chains * draws], said, seed, chains)
     with progress_bar("NUTS", chains * (warmup + draws), progress) as bar:
-        z, gradients = mcmc.nuts(Potential(model, data), starts, warmup, draws, seed, bar.advance)
+        z, gradients = mcmc.nuts(Potential(model, data), starts[:chains], warmup, draws, seed, bar.advance)
     said = {
         "seconds": time.monotonic() - began,
         "gradients": gradients,
@@ -126,10 +140,23 @@ def _rhat(z: Tensor) -> float:
 
 
 def _begin(model: Model, data: Experiments, chains: int, seed: int) -> Tensor:
-    """A draw of the prior for each chain."""
+    """A draw of the prior for each chain; all that were tried where the log joint is finite at none."""
     drawn = model.simulate(TRIES * chains, derive(seed, "nuts"), data.without_values())
-    good = (~drawn.failed).nonzero()[:, 0]
-    return drawn.z[good[:chains]] if len(good) >= chains else drawn.z[:chains]
+    good = torch.isfinite(_log_joint(model, data, drawn.z)).nonzero()[:, 0]
+    return drawn.z[good[torch.arange(chains) % len(good)]] if len(good) else drawn.z
+
+
+def _log_joint(model: Model, data: Experiments, z: Tensor) -> Tensor:
+    """The log joint (draw,) at z (draw, z)."""
+    with torch.no_grad():
+        return model.log_joint(z[:, None], data)[:, 0]
+
+
+def _nothing(model: Model, data: Experiments, z: Tensor, what: str) -> dict[str, str]:
+    """Label and verdict where the log joint is finite at none of z (draw, z), after a warning."""
+    why = f"{what} has nowhere to begin, and its draws mean nothing: {culprits(model, data, z)}"
+    warnings.warn(why, stacklevel=3)
+    return {"computation": "failed", "verdict": f"Computation: failed.\n  - {why[0].upper()}{why[1:]}."}
 
 
 def _drawn(result: xr.DataTree, chains: int) -> Tensor:
@@ -144,4 +171,6 @@ def _tree(
     reported = results.report(model, data, z, seed)
     prior = results.prior_draws(model, data, 500, derive(seed, "prior"))
     said.setdefault("best_log_joint", float(reported.scores.log_joint.max()))
-    return results.build(model, data, z, reported, prior, said, chains=chains)
+    tree = results.build(model, data, z, reported, prior, said, chains=chains)
+    tree["program"] = kept(model)
+    return tree

@@ -29,7 +29,7 @@ from ampost.scales import Scaled, exact, suspect
 from ampost.seeds import derive
 from ampost.tokens import MOST
 from ampost.units import assumed
-from ampost.wording import account, mistaken, number, rescaled, schema
+from ampost.wording import account, mistaken, number, rescaled, schema, undecided
 
 Array = NDArray[np.float64]
 DRAWS, CHUNK = 1_000, 250
@@ -172,13 +172,15 @@ def _concerns(
     undosed = [words for words in outside if "doses in an experiment" in words]
     if undosed:
         far, wrong = {}, None  # without its doses the model is far from the data whatever the units
-    if wrong is not None and wrong.whose != "data":
+    if wrong is not None and (wrong.others or wrong.whose != "data"):
         far = {}
     said = [
         mistaken(name, units.get(name), size.seen, size.expected, "the model expects")
         for name, size in far.items()
     ]
-    if wrong is not None and wrong.name not in far:
+    if wrong is not None and wrong.others:
+        said.insert(0, undecided([wrong, *wrong.others], units))
+    elif wrong is not None and wrong.name not in far:
         said.insert(0, rescaled(wrong.name, units.get(wrong.name), wrong.factor, wrong.gain, wrong.whose))
     return [
         *(f"Outside the design: {words}." for words in undosed),

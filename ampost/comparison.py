@@ -120,17 +120,17 @@ def compare(results: Mapping[str, xr.DataTree]) -> Comparison:
     overview = {
         "seconds": seconds,
         "solves": [_entry(r, "solves") for r in results.values()],
-        "below_best": np.nanmax(best) - best,
+        "below_best": np.nanmax(best) - best if np.isfinite(best).any() else np.full_like(best, np.nan),
         "effective_size": size,
         "effective_per_second": size / seconds,
         "computation": [str(r["fit/computation"].item()) for r in results.values()],
         "training": training,
         "break_even": np.where(np.isnan(training), np.nan, pays),
     }
-    mean = np.array([[draws[m][p].mean() for p in shared] for m in results])
-    sd = np.array([[draws[m][p].std() for p in shared] for m in results])
-    apart = [[wasserstein_distance(draws[m][p], draws[first][p]) for p in shared] for m in results]
-    with np.errstate(divide="ignore", invalid="ignore"):  # a single point has no sd
+    with np.errstate(divide="ignore", invalid="ignore"):  # a single point has no sd, an infinite draw no mean
+        mean = np.array([[draws[m][p].mean() for p in shared] for m in results])
+        sd = np.array([[draws[m][p].std() for p in shared] for m in results])
+        apart = [[wasserstein_distance(draws[m][p], draws[first][p]) for p in shared] for m in results]
         table = {
             "mean": mean,
             "sd": sd,

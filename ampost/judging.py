@@ -61,8 +61,10 @@ class Judged:
             found.append(f"effective size {self.smallest:.0f}, where {LEAST:,} is the least")
         if not self.largest <= LARGEST:
             found.append(f"one draw carries {self.largest:.1%} of the weight")
-        if not self.apart <= agree:
-            found.append(f"two halves of the draws differ by {self.apart:.1f} of their errors")
+        if math.isnan(self.apart):
+            found.append("a half of the draws has no weight")
+        elif not self.apart <= agree:
+            found.append(f"two halves of the draws differ by {self.apart:.3g} of their errors")
         if not self.failed <= FAILED:
             found.append(f"the model fails at {self.failed:.1%} of the draws")
         if self.missed:
@@ -86,9 +88,9 @@ def judged(final: Draws, missed: int = 0) -> Judged:
     return Judged(
         draws=len(final.z),
         khat=float(importance.khat(final.log_weight)),
-        effective=importance.effective_sizes(final)[0],
+        effective=importance.effective_sizes(final)[0].nan_to_num(0.0),
         kish=float(importance.kish(final.log_weight)),
-        largest=float(final.weights.max()),
+        largest=float(final.weights.nan_to_num(0.0).max()),
         apart=float(importance.halves_apart(final).max()),
         failed=float((~torch.isfinite(final.log_joint[final.component != PRIOR])).double().mean()),
         missed=missed,

@@ -21,7 +21,8 @@ from torch import Tensor
 LogDensity = Callable[[Tensor], Tensor]
 Array = NDArray[np.float64]
 
-WALL = 1e10  # of minus the log joint where it is not finite
+WALL = 1e10  # how far minus the log joint is above that at a search's start where it is not finite
+FLAT = 1e-6  # curvature below which a direction has none, where that of the prior is about one
 
 
 @dataclass(frozen=True)
@@ -50,9 +51,13 @@ def maximise(
     found: list[Optimum | None] = [None] * len(starts)
 
     def search(k: int) -> None:
+        begun: list[float] = []
+
         def objective(x: Array) -> tuple[float, Array]:
             asked.put((k, x.copy()))
-            return answers[k].get()
+            value, slope = answers[k].get()
+            begun.append(value)
+            return (value if np.isfinite(value) else _wall(begun[0])), slope
 
         try:
             end = minimize(
@@ -63,7 +68,7 @@ def maximise(
                 options={"maxiter": most, "gtol": 1e-4},
             )
             close = bool(np.linalg.norm(end.jac) < 1e-2 * (1 + abs(end.fun)))
-            lost = float(end.fun) >= WALL
+            lost = not np.isfinite(begun[0])  # with a gradient of zero the search stays where it began
             found[k] = Optimum(
                 torch.as_tensor(end.x),
                 -torch.inf if lost else -float(end.fun),
@@ -106,14 +111,19 @@ def _serve(
             waiting = {}
 
 
+def _wall(begun: float) -> float:
+    """What a search sees where the log joint is not finite; a likelihood far from the data is high itself."""
+    return WALL + 2 * abs(begun) if np.isfinite(begun) else WALL
+
+
 def _gradients(log_joint: LogDensity, points: list[Array]) -> list[tuple[float, Array]]:
-    """Minus log joint and its gradient at every point; a high finite wall where it is not finite."""
+    """Minus log joint and its gradient at every point; infinite, with gradient zero, where it is not finite."""
     z = torch.as_tensor(np.stack(points)).requires_grad_()
     value = log_joint(z)
     (slope,) = torch.autograd.grad(torch.where(torch.isfinite(value), value, 0.0).sum(), z)
     good = torch.isfinite(value.detach()) & torch.isfinite(slope).all(1)
     return [
-        (-float(v), -g.numpy()) if ok else (WALL, np.zeros(len(g)))
+        (-float(v), -g.numpy()) if ok else (np.inf, np.zeros(len(g)))
         for v, g, ok in zip(value.detach(), slope, good, strict=True)
     ]
 
@@ -129,12 +139,12 @@ def hessian(log_joint: LogDensity, z: Tensor, step: float = 1e-3) -> Tensor:
 
 
 def laplace(log_joint: LogDensity, z: Tensor) -> Tensor | None:
-    """Covariance of the normal approximation at an optimum; None where the Hessian is not definite."""
+    """Covariance of the normal approximation at an optimum; None of a singular or indefinite Hessian."""
     matrix = hessian(log_joint, z)
     if not bool(torch.isfinite(matrix).all()):
         return None
     values, vectors = torch.linalg.eigh(matrix)
-    if float(values.min()) <= 0:
+    if float(values.min()) <= FLAT:
         return None
     covariance: Tensor = vectors @ torch.diag(1 / values) @ vectors.T
     return covariance

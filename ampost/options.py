@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ampost.errors import TableError
+
 if TYPE_CHECKING:
     from ampost.experiments import Experiments
     from ampost.model import Model
@@ -36,6 +38,20 @@ Limits = Annotated[
     list[str] | None,
     typer.Option("--limit", metavar="NAME=LOW:HIGH", help="Limits of detection, as in P=0.05 or P=0.05:20."),
 ]
+# what the reader of tables calls by its arguments, in the words of the command line
+SPOKEN = (
+    (r"columns=\{(['\"])(.+?)\1: None\}", r"--column '\2='"),
+    (r"columns=\{(['\"])(.+?)\1: (['\"])(.+?)\3\}", r"--column '\2=\4'"),
+    (r"limits=\{(['\"])(.+?)\1: \(None, (.+?)\)\}", r"--limit '\2=:\3'"),
+    (r"limits=\{(['\"])(.+?)\1: (.+?)\}", r"--limit '\2=\3'"),
+    (r"experiments=(['\"])(.+?)\1", r"--column '\2=experiment'"),
+    (r"\bcolumns=", "--column"),
+    (r"\blimits=", "--limit"),
+    (r"\bby=", "--by"),
+    (r"None in place of a name leaves it aside", "nothing after the = leaves it aside"),
+    (r"None in place of one that there is not", "nothing in place of one that there is not"),
+)
+ELSEWHERE = re.compile(r"\b(observables|experiments|start)=")
 Out = Annotated[Path | None, typer.Option(help="Folder for the results (default: MODEL-results).")]
 Seed = Annotated[int, typer.Option(help="Same seed, same machine, same result.")]
 
@@ -90,18 +106,34 @@ def ready(given: Given, tables: Tables) -> tuple[Source, Model, Experiments]:
 def read(given: Given, tables: Tables) -> Experiments:
     """The data of the table that was given."""
     from ampost import asking
+    from ampost.progress import tell
     from ampost.tables import read_table
 
     assert given.data is not None
-    return read_table(
-        given.data,
-        tables.conditions,
-        tables.doses,
-        tables.inputs,
-        by=tables.by,
-        columns=asking.columns(tables.columns or []),
-        limits=asking.limits(tables.limits or []),
-    )
+    columns, limits = asking.columns(tables.columns or []), asking.limits(tables.limits or [])
+    further = (tables.conditions, tables.doses, tables.inputs)
+    try:
+        return read_table(
+            given.data,
+            *further,
+            tables.by,
+            lambda account: tell(spoken(account)),
+            columns=columns,
+            limits=limits,
+        )
+    except TableError as error:
+        raise TableError(spoken(str(error))) from error
+
+
+def spoken(text: str) -> str:
+    """What the reader of tables says, with the options of the command line in place of its arguments."""
+    for written, said in SPOKEN:
+        text = re.sub(written, said, text)
+    left = list(dict.fromkeys(ELSEWHERE.findall(text)))
+    if not left:
+        return text
+    names = " and ".join(f"{name}=" for name in left)
+    return f"{text} ({names}: of ampost.read_table, in a function data() of the model's file)"
 
 
 def in_units(data: Experiments, built: Model) -> Experiments:

@@ -24,7 +24,7 @@ from ampost.experiments import Experiments
 from ampost.model import Model
 from ampost.ode.recorded import jobs
 
-BEYOND = 1e10  # where the joint density is not finite
+BEYOND = 1e300  # where the joint density is not finite: above that of any likelihood far from the data
 Both = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,9 +16,10 @@ from torch import Tensor
 from ampost import outside
 from ampost.carried import chosen_draws, refuse_other, taken_for_known
 from ampost.design import Design
-from ampost.errors import ArgumentError, ModelError
+from ampost.errors import ArgumentError
 from ampost.experiments import Channel, Doses, Experiments
 from ampost.labels import constant, laid
+from ampost.likeness import centre, changed
 from ampost.model import Model
 from ampost.ode.failures import reasons
 from ampost.ode.problem import OdeProblem, Trajectory
@@ -64,8 +65,8 @@ def predict(
         the times (experiment, time).
 
     Raises:
-        ArgumentError: the model is not known, or not that of the result; times that do not rise or fit;
-            several data sets.
+        ArgumentError: the model is not known, or not that of the result (its priors, ODE or noise are others);
+            times that do not rise or fit; several data sets.
         ModelError: a new experiment's parameter cannot be drawn.
     """
     model = _model(result, model)
@@ -79,6 +80,11 @@ def predict(
     refuse_other(result, model)
     if taken := taken_for_known(result, model, looks):
         warnings.warn(taken, stacklevel=2)
+    if otherwise := changed(result, model):
+        raise ArgumentError(
+            f"the program {model.name!r} changed since the result was made: {'; '.join(otherwise)}; give the "
+            f"program that the result came from, or infer anew with this one"
+        )
     chosen, z = chosen_draws(result, model, looks, draws, seed)
     size = max(1, ENTRIES // looks.times.numel())
     parts = [_pass(model, part, looks, derive(seed, "predict", k)) for k, part in enumerate(z.split(size))]
@@ -216,30 +222,6 @@ class Watching(Messenger):
             self.deterministic[msg["name"]] = msg["value"]
         elif is_observation(msg):
             self.noiseless[msg["name"]] = centre(msg["name"], noise_of(msg["fn"]))
-
-
-def centre(channel: str, noise: Any) -> Tensor:  # noqa: ANN401 - a distribution
-    """The median of a noise, or its mean where no formula gives the median (counts, say)."""
-    if isinstance(noise, torch.distributions.StudentT):
-        loc: Tensor = noise.loc
-        return loc
-    half = torch.full(noise.batch_shape, 0.5, dtype=torch.float64)
-    for known in (lambda: noise.icdf(half), lambda: noise.mean):
-        found = _or_none(known)
-        if found is not None:
-            return found
-    raise ModelError(
-        f"the noise of channel {channel!r}, {type(noise).__name__}, has neither quantiles nor a mean, so there "
-        f"is no prediction without noise; use another noise"
-    )
-
-
-def _or_none(formula: Callable[[], Tensor]) -> Tensor | None:
-    """What `formula` gives, None where a distribution has no such formula."""
-    try:
-        return formula()
-    except NotImplementedError:
-        return None
 
 
 @dataclass(frozen=True)

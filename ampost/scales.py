@@ -30,7 +30,7 @@ NEAR = 5.0  # of factors whose log joints differ by less than this the smallest 
 class Scaled:
     """The data with `name` times `factor`, which raises the best log joint by `gain`.
 
-    `whose` are the numbers that are scaled: "data", "values", "doses" or "times".
+    `whose` are the numbers that are scaled: "data", "values", "doses" or "times". `others` raise it as much.
     """
 
     name: str
@@ -38,6 +38,7 @@ class Scaled:
     factor: float
     record: Experiments
     gain: float = 0.0
+    others: tuple[Scaled, ...] = ()
 
 
 def suspect(model: Model, record: Experiments, conspicuous: bool, seconds: float, seed: int) -> Scaled | None:
@@ -46,7 +47,8 @@ def suspect(model: Model, record: Experiments, conspicuous: bool, seconds: float
     The best log joint of prior draws, the same for all, picks a quantity and a factor. Then short searches
     from the best draws must confirm it: by `HELPFUL` for data that are `conspicuous` (far from the prior
     predictive), else by `CLEAR`; by one more for each parameter of a single experiment. Candidates that would
-    end after `seconds` are left out. Two quantities that are wrong together are not found.
+    end after `seconds` are left out. Two quantities that are wrong together are not found; two that do the
+    same, as a start and what is measured of it where only their ratio counts, are both named.
     """
     ends = time.perf_counter() + seconds
     with seeded(derive(seed, "z")):
@@ -67,13 +69,18 @@ def suspect(model: Model, record: Experiments, conspicuous: bool, seconds: float
     top = max((float(joint.max()) for _, joint in tried), default=-torch.inf)
     if not tried or (not conspicuous and not top - float(first.max()) >= least):
         return None
-    name = max(tried, key=lambda pair: float(pair[1].max()))[0].name
-    near = [pair for pair in tried if pair[0].name == name and float(pair[1].max()) >= top - NEAR]
-    candidate, joint = min(near, key=lambda pair: abs(math.log(pair[0].factor)))
-    gain = (
-        _searched(model, candidate.record, z, joint) + _jacobian(candidate) - _searched(model, record, z, first)
-    )
-    return replace(candidate, gain=gain) if gain >= least else None
+    before = _searched(model, record, z, first)
+    near = [pair for pair in tried if float(pair[1].max()) >= top - NEAR]
+    best = max(near, key=lambda pair: float(pair[1].max()))[0].name
+    found = []
+    for name in dict.fromkeys([best, *(pair[0].name for pair in near)]):
+        same = [pair for pair in near if pair[0].name == name]
+        candidate, joint = min(same, key=lambda pair: abs(math.log(pair[0].factor)))
+        gain = _searched(model, candidate.record, z, joint) + _jacobian(candidate) - before
+        found.append(replace(candidate, gain=gain))
+    first_of, *others = found
+    alike = tuple(other for other in others if abs(other.gain - first_of.gain) < NEAR)
+    return replace(first_of, others=alike) if first_of.gain >= least else None
 
 
 def _joint(model: Model, record: Experiments, z: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from ampost.experiments import Experiments
 from ampost.model import Model
 from ampost.plans import Range
 from ampost.reading.accounts import KINDS, repeats, ties
+from ampost.scales import Scaled
 from ampost.units import USUAL, scale
 
 LINES = 12  # experiments of a channel that are listed one by one
@@ -215,6 +216,23 @@ def rescaled(name: str, unit: str | None, factor: float, gain: float, whose: str
     return (
         f"{name}: with the {whose} {done} the model explains the data far better (log joint +{gain:.0f}): "
         f"check the unit of {name}{takes}{_likely(name, unit, 1 / factor)}."
+    )
+
+
+def undecided(found: Sequence[Scaled], units: Mapping[str, str]) -> str:
+    """That the data are explained far better with one of several quantities in another unit, whichever."""
+    ways = []
+    for one in found:
+        done = f"multiplied by about {number(one.factor)}"
+        if one.factor < 1:
+            done = f"divided by about {number(1 / one.factor)}"
+        unit = units.get(one.name)
+        takes = f" (the model takes {unit}{_likely(one.name, unit, 1 / one.factor)})" if unit else ""
+        ways.append(f"the {one.whose} of {one.name} {done}{takes}")
+    names = [one.name for one in found]
+    return (
+        f"{' or '.join(names)}: the model explains the data far better (log joint +{found[0].gain:.0f}) with "
+        f"{', or '.join(ways)}, and these data cannot tell which: check the units of {' and '.join(names)}."
     )
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from ampost import Design, Doses, Experiments, Input, Model, between, observe, odeint, plots, predict, results
 from ampost.errors import ArgumentError, ModelError, UnitError
 from ampost.experiments import INTERVAL, LEFT, Signals
-from ampost.prediction import centre
+from ampost.likeness import centre
 from ampost.results import model_of, summary
 
 UNITS = {"time": "h", "C": "mg", "A": "mg", "k": "1/h", "A0": "mg", "half_life": "h"}

@@ -9,7 +9,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from ampost import Design, Doses, Experiments, Input, Model, between, observe, odeint
+from ampost import Design, Doses, Experiments, Input, Model, between, check, observe, odeint
 from ampost.experiments import LEFT
 from ampost.scales import Scaled, candidates, counted, suspect
 
@@ -96,6 +96,27 @@ def test_the_quantity_that_was_scaled_is_found(data: Experiments, name: str, who
     assert (found.name, found.whose) == (name, whose)
     assert found.factor < 0.1
     assert found.gain > 20
+
+
+def test_two_quantities_that_cannot_be_told_apart_are_both_named() -> None:
+    """Where the noise is a share of the value, only the ratio of a start and what is measured of it counts."""
+
+    def ratio(experiments: Experiments) -> None:
+        k = pyro.sample("k", dist.LogNormal(-1.0, 0.3))
+        left = experiments["C0"] * (-k * experiments.times).exp()
+        observe("C", dist.LogNormal(left.log(), 0.05), experiments)
+
+    looks = Experiments.on([[0.0, 1.0, 2.0, 4.0]], ["C"], {"C0": [1.0]})
+    right = torch.tensor([[1.02, 0.65, 0.46, 0.20]]).double()
+    units = {"C": "mM", "C0": "mM"}
+    wrong = looks.with_values({"C": 1000 * right})
+    found = check(Model(ratio, Design.like(wrong), units), wrong).concerns
+    assert found[0].startswith("C0 or C: the model explains the data far better")
+    assert "the data of C divided by about 1,000 (the model takes mM; numbers in uM are 1,000" in found[0]
+    assert found[0].endswith("these data cannot tell which: check the units of C0 and C.")
+    assert not any("check the unit of C " in said for said in found[1:])
+    good = looks.with_values({"C": right})
+    assert not any("unit" in said for said in check(Model(ratio, Design.like(good), units), good).concerns)
 
 
 def test_right_units_are_left_alone(data: Experiments) -> None:
