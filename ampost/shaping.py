@@ -36,6 +36,7 @@ POOR = 0.15  # of them, below which Markov chains on the ODE give the draws that
 SPREAD = 0.25  # effective size of the draws that a nearby proxy is fitted to, of their number
 ON_PROXY = (50, 100)  # lengths of chains on it
 BENT = 20  # effective draws, times the dimension, from which on a bent component is fitted
+WRONG = 1.0  # log joint by which a nearby proxy may be off
 MEMORY = 40_000_000  # values of trajectories that are kept
 KEPT = 0.2  # part of the shares of a mixture's components that stays as it was
 
@@ -187,8 +188,22 @@ def _next(
     else:
         return start, shaped_by
     z = drawn.z.flatten(0, 1)[:, None]
-    none = torch.zeros(z.shape[:2], dtype=z.dtype)
-    return parts.fitted(z, none, derive(seed, "walked"), float(drawn.effective.min())), shaped_by
+    flat = torch.zeros(z.shape[:2], dtype=z.dtype)
+    if near is not None:
+        z, flat = _with_missed(z, near, pooled)
+    return parts.fitted(z, flat, derive(seed, "walked"), float(drawn.effective.min())), shaped_by
+
+
+def _with_missed(z: Tensor, near: Nearby, pooled: Draws) -> tuple[Tensor, Tensor]:
+    """Draws of a nearby proxy beside the weighted draws at which it is wrong, and log weights of all."""
+    off = near(pooled.z) - pooled.log_joint
+    weight = importance.temper(pooled.log_weight, 5.0 * z.shape[-1])
+    right = torch.isfinite(pooled.log_weight) & (off.abs() < WRONG)
+    inside = torch.logsumexp(torch.where(right, weight, -torch.inf), 0)
+    wrong = torch.where(right, -torch.inf, weight)
+    return torch.cat([z, pooled.z]), torch.cat(
+        [torch.zeros(z.shape[:2]).double() + inside - math.log(len(z)), wrong]
+    )
 
 
 def _pooled(exact: Exact, proposal: list[Component]) -> Draws:
