@@ -133,10 +133,16 @@ def _taken(slope: Slopes, z: Tensor, data: Experiments) -> _Linear:
     """States and slopes at z (row, z) by the ODE."""
     with recording() as record:
         evaluated(slope.model, slope.places(z), data, slope.solver)
+    states = {problem.name: _whole(t.states, slope.places(z)) for problem, t in record.solved}
     return _Linear(
-        {problem.name: trajectory.states[0].clone() for problem, trajectory in record.solved},
-        {problem.name: slope.slope(trajectory.states) for problem, trajectory in record.solved},
+        {name: value[0].clone() for name, value in states.items()},
+        {name: slope.slope(value) for name, value in states.items()},
     )
+
+
+def _whole(states: Tensor, z: Tensor) -> Tensor:
+    """States of every z (draw, row, z); those that depend on no parameter come once."""
+    return states.expand(*z.shape[:2], *states.shape[2:])
 
 
 def _along(
@@ -169,4 +175,4 @@ def _told(model: Model, z: Tensor, data: Experiments) -> tuple[Tensor, dict[str,
     """Log joint (draw, row) at z (draw, row, z), and the states of each ODE."""
     with recording() as record:
         joint = evaluated(model, z, data, model.solver).joint
-    return joint, {problem.name: trajectory.states.clone() for problem, trajectory in record.solved}
+    return joint, {problem.name: _whole(t.states, z).clone() for problem, t in record.solved}

@@ -41,6 +41,7 @@ from ampost.shaping import (
 )
 from ampost.transfer import transferred
 
+KNOWN = 0.5  # k-hat, from which on the evidence is not told
 REFITS = 2  # times that a proposal is fitted once more to the draws of a final round that would not do
 
 
@@ -48,8 +49,9 @@ REFITS = 2  # times that a proposal is fitted once more to the draws of a final 
 class Budget:
     """How a posterior is corrected: draws returned, effective size wanted, most ODE solves.
 
-    `solves` limits the weighted rounds; where weights fail, the sampler that takes over spends what
-    it needs, and the result says how many solves that were.
+    `solves` limits the weighted rounds, and the steps that draws take where some are drawn twice, but for one
+    step of each; where weights fail, the sampler that takes over spends what it needs, and the result says how
+    many solves that were.
     """
 
     draws: int = 1_000
@@ -66,18 +68,20 @@ class Budget:
 class Alone:
     """What the network was worth by itself: k-hat of its draws, and whether they have the corrected marginals.
 
-    `modes` were found from the prior, `missed` of which the adapted proposal had thought little of.
+    `modes` were found from the prior. The network thinks little of `unknown` of these, and the adapted proposal
+    had thought little of `missed`.
     """
 
     khat: float
     alike: bool
     modes: Modes
     missed: int
+    unknown: int
 
     @property
     def trusted(self) -> bool:
         """Whether the network's draws would have done."""
-        return self.khat < 0.5 and self.alike and not self.missed
+        return self.khat < KNOWN and self.alike and not self.missed and not self.unknown
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,7 @@ class Corrected:
     """Equally weighted draws z (draw, z) of one data set, and the final round that speaks for them.
 
     `judged` is what the final round says of itself, `effective` (z,) are the effective sizes of `z`.
+    `beyond` solves were more than the budget has, `repeats` of the draws repeat another.
     `sampled` draws are those of Markov chains, `effective` and (nested) `rhat` are theirs. `rhat` is NaN where
     nothing was sampled.
     """
@@ -98,6 +103,8 @@ class Corrected:
     log_evidence_error: float
     solves: int
     shaped_by: str
+    beyond: int = 0
+    repeats: int = 0
     sampled: bool = False
     rhat: float = float("nan")
 
@@ -142,16 +149,17 @@ def correct(
             break
         # many draws know better than few where the proposal is thin
         better, trial, shape = adapt(parts, final, proposal, derive(seed, "refit", k), rounds=1)
-        better, trial, _ = _covering(better, trial, modes, exact, derive(seed, "modes", k))
+        better, trial, more = _covering(better, trial, modes, exact, derive(seed, "modes", k))
         other = _final(better, exact, rate_of(trial), derive(seed, "refined", k), budget, last=k == REFITS - 1)
         told = _judged(other, better, modes)
         if (bool(told.faults), -told.smallest) < (bool(said.faults), -said.smallest):
-            final, proposal, said, shaped_by = other, better, told, shape
+            final, proposal, said, shaped_by, missed = other, better, told, shape, missed + more
     alone = Alone(
         _khat_alone(plain, flow),
         alike(flow.sample(FINAL, derive(seed, "alone")), final),
         modes,
         missed,
+        len(modes.outside(flow.log_density, _evidence(final))),
     )
     if not said.faults:
         return _accepted(final, said, exact, alone, shaped_by, derive(seed, "equal"), budget)
@@ -160,8 +168,8 @@ def correct(
         found = _from_prior(model, data, exact, derive(seed, "smc"), max(budget.draws, ROUND))
         if found.complete:
             away = replace(parts, about=None)
-            fitted = away.fitted(found.z, torch.zeros_like(found.log_joint), seed)
-            proposal, shaped_by = parts.mixture(fitted, 0.2), "prior"
+            flat = torch.zeros_like(found.log_joint)
+            proposal, shaped_by = away.proposal(found.z, flat, derive(seed, "away")), "prior"
             trial = importance.draw_round(proposal, exact, ROUND, derive(seed, "trial"))
             final = _final(proposal, exact, rate_of(trial), derive(seed, "last"), budget)
             said = _judged(final, proposal, modes)
@@ -287,7 +295,8 @@ def _accepted(
     seed: int,
     budget: Budget,
 ) -> Corrected:
-    z, _ = importance.equally_weighted(final, exact, budget.draws, seed)
+    left = budget.solves - exact.solves
+    z, _ = importance.equally_weighted(final, exact, budget.draws, seed, solves=left)
     evidence, error = importance.log_evidence(final.log_weight)
     return Corrected(
         z=z[:, 0],
@@ -295,10 +304,12 @@ def _accepted(
         judged=said,
         network=network,
         effective=said.effective,
-        log_evidence=float(evidence),
-        log_evidence_error=float(error),
+        log_evidence=float(evidence) if said.khat < KNOWN else float("nan"),
+        log_evidence_error=float(error) if said.khat < KNOWN else float("nan"),
         solves=exact.solves,
         shaped_by=shaped_by,
+        beyond=max(0, exact.solves - budget.solves),
+        repeats=len(z) - len(z[:, 0].unique(dim=0)),
     )
 
 

@@ -301,12 +301,17 @@ def resample(log_weight: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor]
 
 
 def equally_weighted(
-    draws: Draws, log_joint: LogDensity, count: int, seed: int, steps: int = MOVES
+    draws: Draws,
+    log_joint: LogDensity,
+    count: int,
+    seed: int,
+    steps: int = MOVES,
+    solves: float = math.inf,
 ) -> tuple[Tensor, Tensor]:
     """Equally weighted draws z (count, dataset, z) without duplicates, and their log joint, in random order.
 
     Where systematic resampling leaves duplicates, every draw takes steps that leave the posterior
-    invariant.
+    invariant: as many as so many `solves` allow, and one at least.
     """
     index, again = resample(draws.log_weight, count, derive(seed, "resample"))
     with seeded(derive(seed, "order")):
@@ -318,9 +323,11 @@ def equally_weighted(
     mean, factor = weighted_moments(draws.z, temper(draws.log_weight, 10.0 * z.shape[-1]))
     # all draws move, not the repeats alone: which draws repeat depends on where they are, and moving
     # a subset chosen by its place would not leave the posterior invariant
-    rho = 0.8
+    rho, each = 0.8, min(steps, max(1, int(min(solves / count, steps))))
     for k in range(MOVES if steps else 0):
-        z, joint, _ = move(z, joint, log_joint, mean, factor, steps, derive(seed, "move", k), rho)
+        if k and (k + 1) * each * count > solves:
+            break
+        z, joint, _ = move(z, joint, log_joint, mean, factor, each, derive(seed, "move", k), rho)
         if all(len(z[:, d].unique(dim=0)) == count for d in range(z.shape[1])):
             break
         rho /= 2  # some draws stay where they are: shorter steps

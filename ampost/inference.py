@@ -348,13 +348,22 @@ def _computation(model: Model, data: Experiments, corrected: Corrected, wanted: 
             f"{why}, and the {number} Markov chains from there do not agree or are too short: {chains}; "
             f"try baselines.nuts with more draws, a tighter prior, or fewer parameters."
         )
+    beyond = ""
+    if corrected.beyond:
+        beyond += f", {corrected.beyond} of them beyond the budget"
+    if corrected.repeats:
+        beyond += (
+            f"; {corrected.repeats} of {len(corrected.z)} draws are repeats, for want of solves to move them"
+        )
     short = f" of {wanted} asked for: the budget of solves ended" if smallest < wanted else ""
     said = (
         f"k-hat {corrected.judged.khat:.2f} (network alone {shape(corrected.network.khat)}), smallest "
-        f"effective size {smallest:.0f}{short}, {corrected.solves} ODE solves."
+        f"effective size {smallest:.0f}{short}, {corrected.solves} ODE solves{beyond}."
     )
     how = {
         "weights": "The proposal was adapted by its weights",
+        "network": "The network and what is known of the mode were the proposal",
+        "chains": "The proposal was shaped by short Markov chains",
         "proxy": "The draws were shaped by a proxy fitted to this data set",
         "bridge": "The network was far off; its draws were carried to the posterior by sequential Monte Carlo",
         "prior": "The proposal was found from the prior, without the network",

@@ -23,7 +23,7 @@ from ampost.seeds import derive
 STARTS = 60
 STEPS = 60  # of each climb
 POLISH = 6  # exact ones from where a climb ended
-MOST = 12  # modes
+POLISHED = 12  # climbs, at most, that are polished; further ones count where they end at a mode that is known
 ENDED = 0.1  # decrement of the log joint below which a search has ended at an optimum
 DISTINCT = 4.0  # squared distance of two modes, in sd of the higher one
 MASS = 0.01  # share of the posterior from which on a mode counts
@@ -96,20 +96,24 @@ class Modes:
 
 
 def search(model: Model, data: Experiments, seed: int) -> Modes:
-    """The modes of one data set that climbs from prior draws end at, the highest few of them."""
+    """The modes of one data set that climbs from prior draws end at, the highest few of them.
+
+    A climb has ended where it is at a mode by exact slopes, or within two sd of one.
+    """
     start = model.simulate(STARTS, derive(seed, "modes"), data.without_values()).z
     ends = climb(model, data, start, STEPS)
     ended = (ends.decrement < ENDED).nonzero()[:, 0]
-    found, solves = list[Laplace](), STARTS + ends.solves
+    found, solves, number, tried = list[Laplace](), STARTS + ends.solves, 0, 0
     for k in ended[ends.height[ended].argsort(descending=True)].tolist():
         if any(_near(other, ends.z[k]) for other in found):
-            continue
-        if len(found) == MOST:
-            break
-        exact = laplace(model, data, ends.z[k : k + 1], POLISH)
-        solves += exact.solves
-        if float(exact.decrement) < ENDED and not any(_near(other, exact.mode[0]) for other in found):
-            found.append(exact)
+            number += 1
+        elif tried < POLISHED:
+            exact = laplace(model, data, ends.z[k : k + 1], POLISH)
+            tried, solves = tried + 1, solves + exact.solves
+            if float(exact.decrement) < ENDED:
+                number += 1
+                if not any(_near(other, exact.mode[0]) for other in found):
+                    found.append(exact)
     if not found:
         none = torch.zeros(0, dtype=torch.float64)
         size = start.shape[-1]
@@ -118,7 +122,7 @@ def search(model: Model, data: Experiments, seed: int) -> Modes:
     place, factor = torch.cat([m.mode for m in found]), torch.cat([m.factor for m in found])
     height, scale = torch.cat([m.height for m in found]), torch.cat([m.log_scale for m in found])
     mass = height + 0.5 * place.shape[1] * math.log(2 * math.pi) - scale
-    return Modes(place, factor, height, mass, len(ended), solves)
+    return Modes(place, factor, height, mass, number, solves)
 
 
 def _near(mode: Laplace, z: Tensor) -> bool:

@@ -55,8 +55,14 @@ def answers(model: Model, data: Experiments, z: Tensor) -> Answers:
         joint = model.log_joint(z, data)[:, 0]
     found: dict[str, list[Tensor]] = {}
     for problem, trajectory in record.solved:
-        found.setdefault(problem.name, []).append(trajectory.states[:, 0])
-    states = {name: torch.cat(parts) for name, parts in found.items()}
+        found.setdefault(problem.name, []).append(trajectory.states)
+    # states that depend on no parameter come once
+    states = {
+        name: torch.cat(parts)[:, 0].expand(len(z), *parts[0].shape[2:])
+        if sum(len(part) for part in parts) == len(z)
+        else parts[0][:1, 0].expand(len(z), *parts[0].shape[2:])
+        for name, parts in found.items()
+    }
     told = Answers(z[:, 0], joint, states)
     return replace(told, states={}) if len(z) * told.values > KEPT else told
 
@@ -85,7 +91,7 @@ class Nearby:
 
     def __call__(self, z: Tensor) -> Tensor:
         """Log joint (draw, 1) of z (draw, 1, z); -inf beyond the radius."""
-        values = sum(math.prod(shape) for shape in self.shapes.values())
+        values = sum(math.prod(shape) for shape in self.shapes.values()) + HIGHEST * len(self.powers)
         return torch.cat([self._joint(part) for part in z.split(max(1, VALUES // values))])
 
     def _joint(self, z: Tensor) -> Tensor:

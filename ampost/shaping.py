@@ -38,6 +38,7 @@ ON_PROXY = (50, 100)  # lengths of chains on it
 BENT = 20  # effective draws, times the dimension, from which on a bent component is fitted
 WRONG = 1.0  # log joint by which a nearby proxy may be off
 MEMORY = 40_000_000  # values of trajectories that are kept
+LEAST, MOST, GUARD = 0.2, 0.5, 0.05  # the network's share in a proposal, and the prior's
 KEPT = 0.2  # part of the shares of a mixture's components that stays as it was
 
 
@@ -95,33 +96,47 @@ class Parts:
 
     def mixture(self, fitted: list[Component], share: float) -> list[Component]:
         """The network with `share`, 5 % of the prior, which guards the tails, and the fitted components."""
-        rest = 0.95 - share
+        rest = (0.95 - share) / torch.stack([c.share for c in fitted]).sum(0)
         parts = [replace(c, share=rest * c.share) for c in fitted]
-        return [importance.shared(self.flow, share), importance.shared(self.prior, 0.05), *parts]
+        return [importance.shared(self.flow, share), importance.shared(self.prior, GUARD), *parts]
 
-    def fitted(self, z: Tensor, log_weight: Tensor, seed: int, effective: float = math.inf) -> list[Component]:
-        """Student-t components and a bent one fitted to weighted draws, along the ridge where there is one.
+    def proposal(
+        self, z: Tensor, log_weight: Tensor, seed: int, effective: float = math.inf
+    ) -> list[Component]:
+        """The network, the prior, and what is fitted to weighted draws, of which so many are effective at most.
 
-        Their tails are heavier in few dimensions. The Student-t about the mode goes among them. Shares are
-        those under which the draws are likeliest. So many draws are effective at most.
+        Shares are those under which the draws are likeliest, within the bounds of the network's.
+        """
+        fitted = self._fitted(z, log_weight, derive(seed, "fit"), effective)
+        before = [
+            importance.shared(self.flow, LEAST),
+            *(replace(c, share=(1 - LEAST) * c.share) for c in fitted),
+        ]
+        index, _ = importance.resample(log_weight, min(len(z), ROUND), derive(seed, "shares"))
+        flow, *rest = importance.likeliest(before, z[index[:, 0]])
+        kept = [
+            replace(old, share=KEPT * old.share + (1 - KEPT) * new.share)
+            for old, new in zip(before[1:], rest, strict=True)
+        ]
+        return self.mixture(kept, min(MOST, max(LEAST, float(flow.share))))
+
+    def _fitted(self, z: Tensor, log_weight: Tensor, seed: int, effective: float) -> list[Component]:
+        """Student-t components, whose tails are heavier in few dimensions, and a bent one.
+
+        They follow the ridge where there is one, and the Student-t about its mode goes among them.
         """
         size, about = z.shape[-1], self.about
         effective = min(effective, float(importance.kish(log_weight).min()))
         u = z if about is None else about.standard(z)
-        found = importance.fitted_mixture(u, log_weight, degrees(size), derive(seed, "fit"), effective)
+        found = importance.fitted_mixture(u, log_weight, degrees(size), derive(seed, "mixture"), effective)
         if effective >= BENT * size:
             axes = None if about is None else about.turn[0]
             bent = triangular.fitted(u, log_weight, degrees(size), derive(seed, "bent"), axes, effective)
             found = [importance.shared(bent, 0.5), *(replace(c, share=0.5 * c.share) for c in found)]
-        if about is not None:
-            found = [_along(about, c) for c in found]
-            found = [importance.shared(self.normal(), 0.1), *(replace(c, share=0.9 * c.share) for c in found)]
-        index, _ = importance.resample(log_weight, min(len(z), ROUND), derive(seed, "shares"))
-        likely = importance.likeliest(found, z[index[:, 0]])
-        return [
-            replace(old, share=KEPT * old.share + (1 - KEPT) * new.share)
-            for old, new in zip(found, likely, strict=True)
-        ]
+        if about is None:
+            return found
+        found = [_along(about, replace(c, share=0.9 * c.share)) for c in found]
+        return [importance.shared(self.normal(), 0.1), *found]
 
 
 def about_mode(model: Model, data: Experiments, reading: Reading, modes: Modes, exact: Exact) -> Ridge | None:
@@ -151,47 +166,48 @@ def adapt(
     proposal is kept.
     """
     size = found.z.shape[-1]
-    shaped_by, best, rate = "weights", (proposal, found), 0.0
+    best, rate = (proposal, found, "network"), rate_of(found)
     for k in range(rounds):
-        fitted, shaped_by = _next(parts, found, proposal, shaped_by, k, derive(seed, "fit", k))
-        proposal = parts.mixture(fitted, share_of(found))
+        proposal, shaped_by = _next(parts, found, proposal, k, derive(seed, "fit", k))
         found = importance.draw_round(proposal, parts.exact.kept, round_of(size), derive(seed, "round", k))
         before, rate = rate, max(rate, rate_of(found))
         if rate > before:
-            best = proposal, found
+            best = proposal, found, shaped_by
         if rate >= ENOUGH or (k and rate >= POOR and rate < GAIN * before):
             break
     if float(importance.kish(best[1].log_weight)) < size:
-        proposal, found = best
+        proposal, found, _ = best
         moved = _bridge(found, proposal, parts.exact, derive(seed, "bridge"))
         if moved.complete:
-            fitted = parts.fitted(moved.z, torch.zeros_like(moved.log_joint), derive(seed, "bridged"))
-            proposal, shaped_by = parts.mixture(fitted, share_of(found)), "bridge"
-            best = proposal, importance.draw_round(proposal, parts.exact, ROUND, derive(seed, "bridged"))
-    return *best, shaped_by
+            flat = torch.zeros_like(moved.log_joint)
+            proposal = parts.proposal(moved.z, flat, derive(seed, "bridged"))
+            found = importance.draw_round(proposal, parts.exact, ROUND, derive(seed, "bridged"))
+            best = proposal, found, "bridge"
+    return best
 
 
 def _next(
-    parts: Parts, found: Draws, proposal: list[Component], shaped_by: str, k: int, seed: int
+    parts: Parts, found: Draws, proposal: list[Component], k: int, seed: int
 ) -> tuple[list[Component], str]:
-    """What the next proposal is made of, and what shaped it."""
+    """The next proposal, and what shaped it."""
     size = found.z.shape[-1]
     pooled = _pooled(parts.exact, proposal)
     weight = importance.temper(pooled.log_weight, 10.0 * size)
     near, local = _near(parts, pooled)
-    start = parts.fitted(pooled.z, weight, derive(seed, "start"))
+    start = parts.proposal(pooled.z, weight, derive(seed, "start"))
     if near is not None:
-        drawn = walked(pooled, start, local, near, derive(seed, "near"), ON_PROXY)
+        drawn = walked(pooled, start[2:], local, near, derive(seed, "near"), ON_PROXY)
         shaped_by = "proxy"
     elif k and rate_of(found) < POOR:
         drawn = walked(found, proposal, local, parts.exact, derive(seed, "walk"), LENGTHS[:1])
+        shaped_by = "chains"
     else:
-        return start, shaped_by
+        return start, "weights"
     z = drawn.z.flatten(0, 1)[:, None]
     flat = torch.zeros(z.shape[:2], dtype=z.dtype)
     if near is not None:
         z, flat = _with_missed(z, near, pooled)
-    return parts.fitted(z, flat, derive(seed, "walked"), float(drawn.effective.min())), shaped_by
+    return parts.proposal(z, flat, derive(seed, "walked"), float(drawn.effective.min())), shaped_by
 
 
 def _with_missed(z: Tensor, near: Nearby, pooled: Draws) -> tuple[Tensor, Tensor]:
@@ -237,11 +253,6 @@ def walked(
     weight = importance.temper(found.log_weight, 10.0 * found.z.shape[-1])
     index, _ = importance.resample(weight, GROUPS, derive(seed, "starts"))
     return chains(target, found.z[index[:, 0], 0], jumps, local, seed, lengths, advance=advance)
-
-
-def share_of(found: Draws) -> float:
-    """The network's share in the next proposal: the part of the weight that its draws carry."""
-    return min(0.5, max(0.2, float(found.weights[found.component == 0].sum())))
 
 
 def rate_of(found: Draws) -> float:

@@ -105,6 +105,9 @@ def test_modes_have_their_weights_also_where_the_network_lost_one(middle: float)
         assert share == pytest.approx(above, abs=0.04)
         weighted = found.final.weights[:, 0][found.final.z[:, 0, 0] > -middle].sum()
         assert float(weighted) == pytest.approx(above, abs=0.04)
+        if estimator is half:
+            assert found.network.unknown >= 1
+            assert not found.network.trusted
 
 
 def test_a_lost_mode_is_added_and_told_of() -> None:

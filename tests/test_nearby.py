@@ -1,14 +1,18 @@
 """A proxy for one data set: about its posterior it is the program, and beyond it does not answer."""
 
+from typing import Any
+
 import pyro
 import pyro.distributions as dist
 import torch
 
 from ampost import Design, Experiments, Looks, Model, between, importance, nearby, observe
 from ampost.chains import Local
+from ampost.climbing import climb
 from ampost.importance import student
 from ampost.laplace import highest
 from ampost.nearby import Answers, Nearby
+from ampost.program import odeint
 from ampost.ridges import ridge
 from ampost.zoo import lotka_volterra
 
@@ -64,6 +68,35 @@ def test_a_program_without_an_ode_has_none() -> None:
     local = Local.of(z, torch.zeros(50, 1).double(), None, 5.0)
     assert told.values == 0
     assert nearby.nearby(model, data, local, told, torch.ones(50).double()) is None
+
+
+def decay(t: object, y: Any, p: Any) -> dict[str, Any]:
+    return {"x": -p.k * y.x}
+
+
+def scaled(experiments: Experiments) -> None:
+    """An ODE that depends on no parameter beside one that does."""
+    a, k = pyro.sample("a", between(0.1, 2.0)), pyro.sample("k", between(0.1, 2.0))
+    fixed = odeint(decay, {"x": 1.0}, {"k": 0.5}, experiments, name="fixed")
+    free = odeint(decay, {"x": 1.0}, {"k": k}, experiments, name="free")
+    observe("x", dist.Normal(a * fixed.x + free.x, 0.05), experiments)
+
+
+def test_states_that_depend_on_no_parameter() -> None:
+    model = Model(scaled, Design({"x": Looks((0.5, 1.0, 2.0, 4.0), (3, 4))}, {}, (1, 1), horizon=5.0))
+    data = model.simulate(1, 3).experiments.at(0)
+    z = 0.3 * torch.randn(400, 1, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    told = nearby.answers(model, data, z)
+    assert {name: len(value) for name, value in told.states.items()} == {"fixed": 400, "free": 400}
+    local = Local.of(z, torch.zeros(400, 1).double(), None, 5.0)
+    found = nearby.nearby(model, data, local, told, torch.ones(400).double())
+    assert isinstance(found, Nearby)
+    said = found(z)[:, 0]
+    inside = torch.isfinite(said)
+    assert int(inside.sum()) > 350
+    assert float((said - told.log_joint)[inside].abs().median()) < 0.05
+    ends = climb(model, data, z[:20, 0], 60)
+    assert int((ends.decrement < 0.1).sum()) == 20
 
 
 def test_the_likeliest_shares_of_a_mixture() -> None:
