@@ -44,11 +44,11 @@ class Comparison:
     """`results` has one entry per result; `parameters` one per (result, parameter).
 
     `results`: seconds; ODE solves, where a gradient counts one more than the number of parameters; how far the
-    log joint at the best point is below the best of all; smallest effective size, and that per second; the
-    label of the computation; seconds of training, and from how many data sets on these pay (`break_even`),
-    against the first result that needed none and has effective draws. `parameters`: mean, sd, how far the mean
-    is off that of the first result in its sds, the ratio of the sds, and Wasserstein's distance of the marginal
-    from the first's, in its sds. `answers` are what was compared.
+    log joint at the best point is below the best of all; smallest effective size, and that per second; R-hat of
+    Markov chains; the label of the computation; seconds of training, and from how many data sets on these pay
+    (`break_even`), against the first result that needed none and has effective draws. `parameters`: mean, sd,
+    how far the mean is off that of the first result in its sds, the ratio of the sds, and Wasserstein's distance
+    of the marginal from the first's, in its sds. `answers` are what was compared.
     """
 
     results: xr.Dataset
@@ -79,10 +79,12 @@ class Comparison:
                 if math.isfinite(pays)
                 else f"does not pay here: {first} is as fast for each data set"
             )
-            theirs = float(self.results["seconds"].values[other])
+            theirs = self.results.isel(result=other)
             said.append(
                 f"{name}: {float(row['training']):.0f} s of training and {float(row['seconds']):.2g} s for "
-                f"each data set, against {theirs:.3g} s by {first}; it {words}."
+                f"each data set (effective size {float(row['effective_size']):,.0f}), against "
+                f"{float(theirs['seconds']):.3g} s by {first} ({float(theirs['effective_size']):,.0f}); "
+                f"it {words}."
             )
         return said
 
@@ -123,6 +125,7 @@ def compare(results: Mapping[str, xr.DataTree]) -> Comparison:
         "below_best": np.nanmax(best) - best if np.isfinite(best).any() else np.full_like(best, np.nan),
         "effective_size": size,
         "effective_per_second": size / seconds,
+        "rhat": [_entry(r, "rhat") for r in results.values()],
         "computation": [str(r["fit/computation"].item()) for r in results.values()],
         "training": training,
         "break_even": np.where(np.isnan(training), np.nan, pays),

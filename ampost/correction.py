@@ -42,6 +42,7 @@ from ampost.shaping import (
 from ampost.transfer import transferred
 
 KNOWN = 0.5  # k-hat, from which on the evidence is not told
+AT_ONCE = 0.6  # effective draws per draw of the first proposal, from which on it is frozen as it is
 REFITS = 2  # times that a proposal is fitted once more to the draws of a final round that would not do
 
 
@@ -139,7 +140,9 @@ def correct(
     parts = Parts(exact, flow, prior_of(model, data), about_mode(model, data, reading, modes, exact))
     first = parts.first()
     plain = importance.draw_round(first, exact.kept, round_of(size), derive(seed, "plain"))
-    proposal, trial, shaped_by = adapt(parts, plain, first, derive(seed, "adapt"))
+    proposal, trial, shaped_by = first, plain, "network"
+    if rate_of(plain) < AT_ONCE:
+        proposal, trial, shaped_by = adapt(parts, plain, first, derive(seed, "adapt"))
     proposal, trial, missed = _covering(proposal, trial, modes, exact, derive(seed, "modes"))
     final = _final(proposal, exact, rate_of(trial), derive(seed, "final"), budget, last=False)
     said = _judged(final, proposal, modes)

@@ -362,7 +362,7 @@ def _computation(model: Model, data: Experiments, corrected: Corrected, wanted: 
     )
     how = {
         "weights": "The proposal was adapted by its weights",
-        "network": "The network and what is known of the mode were the proposal",
+        "network": "The proposal was the network, beside a Student-t distribution about the mode",
         "chains": "The proposal was shaped by short Markov chains",
         "proxy": "The draws were shaped by a proxy fitted to this data set",
         "bridge": "The network was far off; its draws were carried to the posterior by sequential Monte Carlo",

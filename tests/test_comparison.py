@@ -46,7 +46,7 @@ def test_infer_nuts_and_fit_agree_side_by_side(kinetics: Model, trained: Estimat
     assert np.isnan(seen.results["break_even"].sel(result="nuts"))
     assert float(abs(seen.parameters["off"].sel(result="nuts")).max()) < 0.5
     assert (seen.parameters["ratio"].sel(result="ampost") == 1).all()
-    for word in ("seconds", "below_best", "vmax", "nuts", "ampost: ", " s by nuts; it "):
+    for word in ("seconds", "below_best", "vmax", "nuts", "ampost: ", " s by nuts (", "rhat"):
         assert word in str(seen)
 
 
