@@ -47,8 +47,8 @@ class Comparison:
     log joint at the best point is below the best of all; smallest effective size, and that per second; R-hat of
     Markov chains; the label of the computation; seconds of training, and from how many data sets on these pay
     (`break_even`), against the first result that needed none and has effective draws. `parameters`: mean, sd,
-    how far the mean is off that of the first result in its sds, the ratio of the sds, and Wasserstein's distance
-    of the marginal from the first's, in its sds. `answers` are what was compared.
+    how far the mean is off that of the first result in its sds, the ratio of the sds, and the distance
+    (Wasserstein) of the marginal from the first's, in its sds. `answers` are what was compared.
     """
 
     results: xr.Dataset
