@@ -151,7 +151,7 @@ def correct(
         if not (said.faults or short) or budget.solves - exact.solves < 2 * FINAL:
             break
         # many draws know better than few where the proposal is thin
-        better, trial, shape = adapt(parts, final, proposal, derive(seed, "refit", k), rounds=1)
+        better, trial, shape = adapt(parts, final, proposal, derive(seed, "refit", k), again=True)
         better, trial, more = _covering(better, trial, modes, exact, derive(seed, "modes", k))
         other = _final(better, exact, rate_of(trial), derive(seed, "refined", k), budget, last=k == REFITS - 1)
         told = _judged(other, better, modes)
@@ -172,7 +172,7 @@ def correct(
         if found.complete:
             away = replace(parts, about=None)
             flat = torch.zeros_like(found.log_joint)
-            proposal, shaped_by = away.proposal(found.z, flat, derive(seed, "away")), "prior"
+            proposal, shaped_by = away.proposal(found.z, flat, derive(seed, "away"), 0.0), "prior"
             trial = importance.draw_round(proposal, exact, ROUND, derive(seed, "trial"))
             final = _final(proposal, exact, rate_of(trial), derive(seed, "last"), budget)
             said = _judged(final, proposal, modes)

@@ -101,11 +101,12 @@ class Parts:
         return [importance.shared(self.flow, share), importance.shared(self.prior, GUARD), *parts]
 
     def proposal(
-        self, z: Tensor, log_weight: Tensor, seed: int, effective: float = math.inf
+        self, z: Tensor, log_weight: Tensor, seed: int, carried: float, effective: float = math.inf
     ) -> list[Component]:
         """The network, the prior, and what is fitted to weighted draws, of which so many are effective at most.
 
-        Shares are those under which the draws are likeliest, within the bounds of the network's.
+        Shares are those under which the draws are likeliest; the network, whose tails are wide, has at least
+        the part of the weight that it has `carried`, within its bounds.
         """
         fitted = self._fitted(z, log_weight, derive(seed, "fit"), effective)
         before = [
@@ -118,7 +119,7 @@ class Parts:
             replace(old, share=KEPT * old.share + (1 - KEPT) * new.share)
             for old, new in zip(before[1:], rest, strict=True)
         ]
-        return self.mixture(kept, min(MOST, max(LEAST, float(flow.share))))
+        return self.mixture(kept, min(MOST, max(LEAST, carried, float(flow.share))))
 
     def _fitted(self, z: Tensor, log_weight: Tensor, seed: int, effective: float) -> list[Component]:
         """Student-t components, whose tails are heavier in few dimensions, and a bent one.
@@ -157,17 +158,17 @@ def round_of(size: int) -> int:
 
 
 def adapt(
-    parts: Parts, found: Draws, proposal: list[Component], seed: int, rounds: int = ROUNDS
+    parts: Parts, found: Draws, proposal: list[Component], seed: int, again: bool = False
 ) -> tuple[list[Component], Draws, str]:
-    """Proposal, the last round drawn from it, and what shaped it; at most so many rounds after the first one.
+    """Proposal, the last round drawn from it, and what shaped it; at most three rounds after the first one.
 
     The draws of the round `found` from `proposal` have been kept. Where every proposal's weights stay below the
     dimension in effective size, particles are carried over from the best one to the posterior. The best
-    proposal is kept.
+    proposal is kept. `again`, where the given one would not do, one further round gives the next one.
     """
     size = found.z.shape[-1]
-    best, rate = (proposal, found, "network"), rate_of(found)
-    for k in range(rounds):
+    best, rate = (proposal, found, "network"), 0.0 if again else rate_of(found)
+    for k in range(1 if again else ROUNDS):
         proposal, shaped_by = _next(parts, found, proposal, k, derive(seed, "fit", k))
         found = importance.draw_round(proposal, parts.exact.kept, round_of(size), derive(seed, "round", k))
         before, rate = rate, max(rate, rate_of(found))
@@ -180,7 +181,7 @@ def adapt(
         moved = _bridge(found, proposal, parts.exact, derive(seed, "bridge"))
         if moved.complete:
             flat = torch.zeros_like(moved.log_joint)
-            proposal = parts.proposal(moved.z, flat, derive(seed, "bridged"))
+            proposal = parts.proposal(moved.z, flat, derive(seed, "bridged"), carried_by_network(found))
             found = importance.draw_round(proposal, parts.exact, ROUND, derive(seed, "bridged"))
             best = proposal, found, "bridge"
     return best
@@ -194,7 +195,8 @@ def _next(
     pooled = _pooled(parts.exact, proposal)
     weight = importance.temper(pooled.log_weight, 10.0 * size)
     near, local = _near(parts, pooled)
-    start = parts.proposal(pooled.z, weight, derive(seed, "start"))
+    carried = carried_by_network(found)
+    start = parts.proposal(pooled.z, weight, derive(seed, "start"), carried)
     if near is not None:
         drawn = walked(pooled, start[2:], local, near, derive(seed, "near"), ON_PROXY)
         shaped_by = "proxy"
@@ -207,7 +209,8 @@ def _next(
     flat = torch.zeros(z.shape[:2], dtype=z.dtype)
     if near is not None:
         z, flat = _with_missed(z, near, pooled)
-    return parts.proposal(z, flat, derive(seed, "walked"), float(drawn.effective.min())), shaped_by
+    effective = float(drawn.effective.min())
+    return parts.proposal(z, flat, derive(seed, "walked"), carried, effective), shaped_by
 
 
 def _with_missed(z: Tensor, near: Nearby, pooled: Draws) -> tuple[Tensor, Tensor]:
@@ -253,6 +256,11 @@ def walked(
     weight = importance.temper(found.log_weight, 10.0 * found.z.shape[-1])
     index, _ = importance.resample(weight, GROUPS, derive(seed, "starts"))
     return chains(target, found.z[index[:, 0], 0], jumps, local, seed, lengths, advance=advance)
+
+
+def carried_by_network(found: Draws) -> float:
+    """The part of the weight that the network's draws carry."""
+    return float(found.weights[found.component == 0].sum())
 
 
 def rate_of(found: Draws) -> float:

@@ -33,7 +33,7 @@ def test_a_round_from_a_wrong_network_shapes_a_good_proposal(kinetics: Model, tr
     plain = importance.draw_round(first, exact.kept, round_of(3), 1)
     proposal, found, shaped_by = adapt(parts, plain, first, 2)
     assert shaped_by == "proxy"
-    assert rate_of(found) > max(0.3, 3 * rate_of(plain))
+    assert rate_of(found) > max(0.15, 20 * rate_of(plain))
     shares = [float(component.share) for component in proposal]
     assert sum(shares) == pytest.approx(1.0)
     assert shares[0] >= 0.2 - 1e-9
