@@ -163,11 +163,11 @@ def adapt(
     """Proposal, the last round drawn from it, and what shaped it; at most three rounds after the first one.
 
     The draws of the round `found` from `proposal` have been kept. Where every proposal's weights stay below the
-    dimension in effective size, particles are carried over from the best one to the posterior. The best
-    proposal is kept. `again`, where the given one would not do, one further round gives the next one.
+    dimension in effective size, particles are carried over from the best one to the posterior. The best of
+    the new proposals is kept. `again`, after a round that would not do, it is the next one.
     """
     size = found.z.shape[-1]
-    best, rate = (proposal, found, "network"), 0.0 if again else rate_of(found)
+    best, rate = (proposal, found, "network"), 0.0
     for k in range(1 if again else ROUNDS):
         proposal, shaped_by = _next(parts, found, proposal, k, derive(seed, "fit", k))
         found = importance.draw_round(proposal, parts.exact.kept, round_of(size), derive(seed, "round", k))

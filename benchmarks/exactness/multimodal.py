@@ -28,7 +28,7 @@ from ampost.correction import correct
 from ampost.estimator import Reading
 
 TIMES = tuple(0.5 * k for k in range(13))
-APART = {"even": 0.0, "0.8 / 0.2": 0.32}  # between the means of the priors of the log rates
+APART = {"even": 0.0, "0.8 / 0.2": 0.55}  # between the means of the priors of the log rates
 SEEDS = 3
 
 
