@@ -194,7 +194,8 @@ def _next(
     size = found.z.shape[-1]
     pooled = _pooled(parts.exact, proposal)
     weight = importance.temper(pooled.log_weight, 10.0 * size)
-    near, local = _near(parts, pooled)
+    local = Local.of(pooled.z, weight, parts.about, degrees(size))
+    near = _near(parts.exact, pooled, local)
     carried = carried_by_network(found)
     start = parts.proposal(pooled.z, weight, derive(seed, "start"), carried)
     if near is not None:
@@ -233,14 +234,10 @@ def _pooled(exact: Exact, proposal: list[Component]) -> Draws:
     return importance.weighed(z, importance.log_mixture(z, proposal), joint, origin)
 
 
-def _near(parts: Parts, pooled: Draws) -> tuple[Nearby | None, Local]:
-    """A proxy fitted to the draws that were kept, and coordinates in which they are round."""
-    size = pooled.z.shape[-1]
-    weight = importance.temper(pooled.log_weight, 10.0 * size)
-    local = Local.of(pooled.z, weight, parts.about, degrees(size))
+def _near(exact: Exact, pooled: Draws, local: Local) -> Nearby | None:
+    """A proxy fitted to the draws that were kept."""
     flat = torch.softmax(importance.temper(pooled.log_weight, SPREAD * len(pooled.z)), 0)[:, 0]
-    told = nearby.joined(parts.exact.told)
-    return nearby.nearby(parts.exact.model, parts.exact.data, local, told, flat), local
+    return nearby.nearby(exact.model, exact.data, local, nearby.joined(exact.told), flat)
 
 
 def walked(
